@@ -1,0 +1,1126 @@
+"""What the scripts share: command line, photographs, ImageNet classes, weights, the methods, pictures.
+
+In a notebook, on any functional Keras CNN with ReLUs whose last layer gives logits:
+
+    maps, logits = utils.grad_cam(model, x, ["block4_conv3", "block5_conv3"], [285, 967])
+    saliency = utils.guided_backprop(model, x, [285])
+    projections = utils.deconvnet(model, x, "block5_conv3", [12, 77])
+
+Importing this module costs no TensorFlow: it is imported when a network is first needed.
+"""
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import csv
+import difflib
+import functools
+import hashlib
+import itertools
+import os
+import sys
+import tempfile
+import textwrap
+import time
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+HERE = Path(__file__).resolve().parent
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+TILE = 300  # pixels of the longer side of a tile
+LONGEST_SIDE = 2048  # pixels kept of a photograph: more than any network or picture here uses
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods differentiate TensorFlow
+
+
+class UserError(Exception):
+    """Something expected to go wrong; its text is the one line that the person at the shell reads."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line: the constants at the top of a script, each with an option of the same name
+
+
+class Network(NamedTuple):
+    """What the command line must know of a network before it is built."""
+
+    widths: dict[str, int]  # every layer that may be named: its number of kernels
+    all: list[str]  # the layers that `--layers all` stands for, the last convolution layer last
+
+
+def _words(text):
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+OPTIONS = {  # constant: (how its option is read, what --help says)
+    "MODELS": (_words, "networks, separated by commas"),
+    "FIGURES": (_words, "figures to draw, separated by commas, or all"),
+    "LAYERS": (_words, "layer names, separated by commas, or all; a figure of one layer takes the last"),
+    "CLASSES": (_words, "classes, separated by commas: an index 0-999, a WordNet id, a name, or top4 for the likeliest"),
+    "KERNELS": (_words, "kernel numbers from 0, separated by commas, or top9 for the strongest"),
+    "MODE": (str, "max: the strongest position of a kernel's map; all: the whole map"),
+    "WEIGHTS": (str, "imagenet (published, downloaded once), random, a weights file, or a folder of published files"),
+    "SEED": (int, "seed of --weights random"),
+    "OUTPUT": (Path, "folder for the results"),
+    "COLORMAP": (str, "an OpenCV colour map"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+
+def read_options(script, figures, networks, builtin_weights=()):
+    """The constants of a script, overridden by its command line, every word checked, without TensorFlow.
+
+    script: the script's globals(). figures: the figure names it draws. networks: name -> Network.
+    Returns a namespace with an attribute a constant; `layers` is a dict network -> layer names, `images` the list of
+    photographs, folders walked. Raises UserError for a wrong word, a missing file or a folder that cannot be written.
+    """
+    summary, _, rest = script["__doc__"].partition("\n")
+    parser = _Parser(description=summary, epilog=rest, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("images", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="photographs, or folders of them")
+    for name, (read, text) in OPTIONS.items():
+        if name in script:
+            default = script[name]
+            shown = ",".join(map(str, default)) if isinstance(default, list) else default
+            parser.add_argument(f"--{name.lower()}", type=read, default=default, help=f"{text} (default: {shown})")
+    parser.add_argument("--arrays", action="store_true", default=script["ARRAYS"], help="also save the numbers, as .npz")
+    parser.add_argument("--list-layers", action="store_true", help="print the layer names that may be given, and stop")
+    options = parser.parse_args()
+    options.models = check_words(getattr(options, "models", list(networks)), networks, "model")
+    options.layers = _layers_of(options.layers, {name: networks[name] for name in options.models})
+    if options.list_layers:
+        names = (name for model in options.models for name in networks[model].widths)
+        print(*dict.fromkeys(names), sep="\n", file=sys.__stdout__)
+        sys.exit(0)
+    options.figures = check_words(options.figures, figures, "figure")
+    options.colormap = colormap_number(options.colormap)
+    if "CLASSES" in script:
+        options.classes = [read_class(word) for word in options.classes]
+    options.kernels = _kernel_words(options.kernels, options.layers, networks)
+    if "MODE" in script:
+        options.mode = check_words([options.mode], ("max", "all"), "mode")[0]
+    if options.weights not in ("imagenet", "random", *builtin_weights):
+        if not Path(options.weights).exists() and not Path(f"{options.weights}.index").exists():
+            raise UserError(f"no weights {options.weights}: give a file, a folder, "
+                            + ", ".join(("imagenet", *builtin_weights)) + " or random")
+    if not options.images:
+        options.images = [HERE / path for path in script["IMAGES"]]
+    if options.output is script["OUTPUT"]:
+        options.output = HERE / options.output
+    options.images = find_photos(options.images)
+    options.stems = _stems(options.images)
+    if len(options.images) == 1:
+        read_photo(options.images[0])
+    _make_folder(options.output)
+    return options
+
+
+def check_words(words, known, what):
+    """The words, each one of `known` (`all` stands for them all), without repetitions. UserError names near ones."""
+    if list(words) == ["all"] and "all" not in known:
+        return list(known)
+    for word in words:
+        if word not in known:
+            raise UserError(f"unknown {what} {word!r}{_near(word, known)}")
+    if not words:
+        raise UserError(f"no {what} is given: choose from {', '.join(known)}")
+    return list(dict.fromkeys(words))
+
+
+def _near(word, known):
+    near = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, 3, 0.5)
+    names = [name for name in known if name.lower() in near] or (list(known) if len(list(known)) < 12 else [])
+    return f": did you mean {', '.join(names[:12])}?" if near else f": choose from {', '.join(names)}" if names else ""
+
+
+def _layers_of(words, networks):
+    """Which of the named layers each network draws: {network: names}."""
+    if list(words) == ["all"]:
+        return {name: list(network.all) for name, network in networks.items()}
+    check_words(words, dict.fromkeys(itertools.chain(*(network.widths for network in networks.values()))), "layer")
+    chosen = {name: [word for word in dict.fromkeys(words) if word in network.widths]
+              for name, network in networks.items()}
+    for name, layers in chosen.items():
+        if not layers:
+            raise UserError(f"{name} has no layer {', '.join(words)}{_near(words[0], networks[name].widths)}")
+    return chosen
+
+
+def _kernel_words(words, layers, networks):
+    """Kernel numbers, or the N of `topN`; every number must exist in the last layer of every network."""
+    width = min(networks[model].widths[names[-1]] for model, names in layers.items())
+    if len(words) == 1 and words[0][:3] == "top" and words[0][3:].isdecimal():
+        count = int(words[0][3:])
+        if not 1 <= count <= width:
+            raise UserError(f"{words[0]}: from top1 to top{width}")
+        return count
+    for word in words:
+        if not (str(word).isdecimal() and int(word) < width):
+            raise UserError(f"no kernel {word!r}: numbers from 0 to {width - 1}, or top9 for the nine strongest")
+    if not words:
+        raise UserError("no kernel is given: numbers from 0, or top9")
+    return [int(word) for word in dict.fromkeys(words)]
+
+
+def run(main):
+    """Call a script's main and end the program with the exit code it returns, 2 for a UserError, 130 for Ctrl-C.
+
+    What libraries print on stdout (progress bars, say) goes to stderr: stdout is the list of files written.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            code = main()
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def progress(items, total):
+    """Iterate; where it takes longer than two seconds, Keras's progress bar shows the time left."""
+    bar, start = import_keras().utils.Progbar(total), time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - start > 2:
+            bar.update(count)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Photographs
+
+
+class Photo(NamedTuple):
+    """A photograph: where it lies, what its results are called, and its pixels, uint8 (H, W, 3), RGB."""
+
+    path: Path
+    stem: str
+    pixels: np.ndarray
+
+
+def find_photos(paths):
+    """The photographs among files and folders; folders are walked recursively, in sorted order."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file()
+                            and not any(part.startswith(".") for part in p.relative_to(path).parts))
+            if not inside:
+                raise UserError(f"no photographs in the folder {path} (endings: {' '.join(sorted(PHOTO_ENDINGS))})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"no such photograph or folder: {path}")
+    return list(dict.fromkeys(found))
+
+
+def _stems(paths):
+    """What each photograph's results are called; no two the same, and no file name longer than file systems take."""
+    stems, counts = {}, collections.Counter(path.stem.lower() for path in paths)
+    for path in paths:
+        name = path.stem.lower()
+        if counts[name] > 1:
+            name = f"{path.resolve().parent.name}_{path.name.replace('.', '_')}".lower()
+        if len(os.fsencode(name)) > 150:
+            name = f"{os.fsencode(name)[:140].decode(errors='ignore')}_{hashlib.sha1(os.fsencode(name)).hexdigest()[:8]}"
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        while name in stems.values():
+            name = next(numbered)
+        stems[path] = name
+    return stems
+
+
+@functools.lru_cache(maxsize=1)
+def read_photo(path):
+    """The pixels of a photograph, uint8 (H, W, 3), RGB, upright, at most LONGEST_SIDE on the longer side.
+
+    Transparency is laid over white, 16 bits are scaled to 8. Pillow reads (it comes with matplotlib): unlike
+    cv2.imread it refuses a truncated file instead of filling it with grey. UserError for anything that cannot be read.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")) as image:
+            warnings.simplefilter("ignore")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                grey = np.asarray(image, np.int64)
+                if grey.min() < 0 or grey.max() > 65535:
+                    raise ValueError("its pixels are beyond 16 bits")
+                pixels = np.repeat((grey[..., None] / 257 + 0.5).astype(np.uint8), 3, axis=2)
+            elif image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers")
+            else:
+                if image.has_transparency_data:
+                    image = image.convert("RGBA")
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # a decoder fails in many ways on a broken file
+        reason = "no image in a format known here" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"cannot read the photograph {path}: {reason}") from error
+    scale = LONGEST_SIDE / max(pixels.shape[:2])
+    return fit(pixels, LONGEST_SIDE) if scale < 1 else pixels
+
+
+def fit(image, side):
+    """The image with its longer side `side` pixels long, at its own proportions."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    return resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
+
+
+def resize(image, width, height):
+    """cv2.resize: area averages where it shrinks, cubic where it grows."""
+    shrinks = width < image.shape[1] or height < image.shape[0]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def photographs(options):
+    """Each photograph of options.images as a Photo; one of several that cannot be read is named and skipped.
+
+    Skipped paths are collected in options.skipped. UserError where none of them can be read.
+    """
+    options.skipped = []
+    several = len(options.images) > 1
+    for path in progress(options.images, len(options.images)) if several else options.images:
+        try:
+            yield Photo(path, options.stems[path], read_photo(path))
+        except UserError as error:
+            if not several:
+                raise
+            print(f"skipped: {error}", file=sys.stderr)
+            options.skipped.append(path)
+    if len(options.skipped) == len(options.images):
+        raise UserError(f"none of the {len(options.images)} photographs could be read")
+
+
+def network_input(pixels, size, preprocess):
+    """What a network is fed: float32 (1, size, size, 3), the whole picture resized, then preprocessed by Keras."""
+    return preprocess(resize(pixels, size, size)[None].astype(np.float32))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ImageNet classes
+
+
+@functools.lru_cache(maxsize=None)
+def imagenet_classes():
+    """The 1000 classes in the networks' order: a list of (WordNet id, name)."""
+    with open(HERE / "Image" / "imagenet_classes.csv", newline="", encoding="utf-8") as file:
+        return [(row["wordnet_id"], row["name"].replace("_", " ")) for row in csv.DictReader(file)]
+
+
+def read_class(word):
+    """The index of a class given as an index, a WordNet id or a name; `top4` stays as it is for `choose_classes`."""
+    word = str(word).strip()
+    key = word.lower().replace("_", " ")
+    names = imagenet_classes()
+    if key[:3] == "top" and key[3:].isdecimal():
+        if not 1 <= int(key[3:]) <= len(names):
+            raise UserError(f"{word}: from top1 to top{len(names)}")
+        return key
+    if key.lstrip("-").isdecimal():
+        if not 0 <= int(key) < len(names):
+            raise UserError(f"class {word}: an index is from 0 to {len(names) - 1}")
+        return int(key)
+    found = [index for index, (synset, name) in enumerate(names) if key in (synset, name.lower())]
+    if not found:
+        raise UserError(f"unknown class {word!r}{_near(key, [name for _, name in names])}")
+    if len(found) > 1:
+        both = " or ".join(f"{index} ({names[index][0]})" for index in found)
+        raise UserError(f"{len(found)} classes are called {word!r}: give the index, {both}")
+    return found[0]
+
+
+def choose_classes(words, logits):
+    """Class indices for words that `read_class` has read: topN becomes the N most probable of this photograph."""
+    ranked = np.argsort(-logits, kind="stable")
+    chosen = (ranked[: int(word[3:])].tolist() if isinstance(word, str) else [word] for word in words)
+    return list(dict.fromkeys(itertools.chain(*chosen)))
+
+
+def softmax(logits):
+    """Probabilities from logits, over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks and weights
+
+
+@functools.lru_cache(maxsize=None)
+def import_keras():
+    """Keras on TensorFlow, channels last, imported without the messages that TensorFlow greets with."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with tempfile.TemporaryFile() as greeting:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(greeting.fileno(), 2)
+        try:
+            import keras
+            import tensorflow as tf
+            tf.constant(0)  # the first operation starts the devices, which greet too
+        except BaseException:
+            greeting.seek(0)
+            os.write(stderr, greeting.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError("Keras was imported with another backend than TensorFlow, before utils")
+    keras.config.set_image_data_format("channels_last")
+    return keras
+
+
+class Published(NamedTuple):
+    """A file of published weights: where it is fetched from, and its hash (md5 or sha256)."""
+
+    url: str
+    hash: str
+
+    @property
+    def name(self):
+        return self.url.rpartition("/")[2]
+
+
+VGG_PUBLISHED = {  # with and without the classifier, as keras.applications fetches them
+    "vgg16": (("", "64373286793e3c8b2b4e3219cbf3544b"), ("_notop", "6d6bbae143d832006294945121d1f1fc")),
+    "vgg19": (("", "cbe5617147190e668d6c5d5026f83318"), ("_notop", "253f8cb515780f3b799900260a226db6")),
+}
+VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # convolution layers in each block
+
+
+def weights_file(weights, published, hints=("random",)):
+    """The path of a network's weights, fetched where they must be; None for `random`.
+
+    weights: `imagenet`, `random`, a file, or a folder that holds one of the published files. published: the files that
+    would do, the best first; one that is in Keras's cache already is taken before the last one is downloaded.
+    """
+    keras = import_keras()
+    if weights == "random":
+        return None
+    path = Path(weights)
+    if weights != "imagenet":
+        if not path.is_dir():
+            return path
+        found = [path / file.name for file in published if (path / file.name).is_file()]
+        if not found:
+            raise UserError(f"the folder {path} holds no {' or '.join(file.name for file in published)}")
+        return found[0]
+    cache = Path(keras.config.keras_home()) / "models"
+    file = next((file for file in published if (cache / file.name).is_file()), published[-1])
+    try:
+        return Path(keras.utils.get_file(file.name, file.url, cache_subdir="models", file_hash=file.hash))
+    except Exception as error:
+        raise UserError(
+            f"the published weights {file.name} are not in {cache} and could not be fetched from {file.url} "
+            f"({first_line(error)}): put the file there by hand, or go on with "
+            + " or ".join(f"--weights {hint}" for hint in (*hints, "PATH"))) from error
+
+
+def first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def stored_shapes(path):
+    """The shapes of the arrays in a Keras weights file, `.weights.h5` or the older `.h5`, largest first.
+
+    UserError where it is no such file, or not a whole one.
+    """
+    import h5py
+    shapes = []
+    try:
+        with h5py.File(path, "r") as file:
+            group = file["model_weights"] if "model_weights" in file else file
+            group.visititems(lambda name, item: shapes.append(tuple(item.shape)) if isinstance(item, h5py.Dataset)
+                             and not name.startswith("optimizer") else None)
+    except Exception as error:
+        raise UserError(f"{path} is no weights file of Keras, or not a whole one ({first_line(error)})") from error
+    return sorted(shapes, key=lambda shape: (-np.prod(shape, dtype=float), shape))
+
+
+def has_classifier(path):
+    """Whether a weights file holds the layer that gives the 1000 logits."""
+    return any(shape[-1:] == (1000,) for shape in stored_shapes(path))
+
+
+def load_weights(model, path):
+    """Load a Keras weights file of either layout into the model; UserError unless it fits array by array."""
+    stored = stored_shapes(path)
+    wanted = sorted((tuple(w.shape) for w in model.weights), key=lambda shape: (-np.prod(shape, dtype=float), shape))
+    if stored != wanted:
+        odd = next(((a, b) for a, b in itertools.zip_longest(stored, wanted) if a != b))
+        raise UserError(f"{path} does not fit {model.name}: it holds {len(stored)} arrays, the network has "
+                        f"{len(wanted)}; {odd[0] or 'nothing'} stands where {odd[1] or 'nothing'} belongs")
+    try:
+        model.load_weights(str(path))
+    except Exception as error:
+        raise UserError(f"{path} does not fit {model.name}: {first_line(error)}") from error
+    if not all(np.isfinite(array).all() for array in model.get_weights()):
+        raise UserError(f"{path} holds numbers that are not finite")
+
+
+def vgg_network(name):
+    """The layers of VGG16 or VGG19 as the command line knows them."""
+    widths, ends = {}, (64, 128, 256, 512, 512)
+    for block, (count, width) in enumerate(zip(VGG_BLOCKS[name], ends), 1):
+        widths |= {f"block{block}_conv{number}": width for number in range(1, count + 1)} | {f"block{block}_pool": width}
+    convolutions = [layer for layer in widths if "conv" in layer]
+    return Network(widths, convolutions)
+
+
+def build_vgg(name, weights, seed, classifier=True):
+    """VGG16 or VGG19 with logits for output; without its classifier where that is not needed and not at hand."""
+    keras = import_keras()
+    base = f"https://storage.googleapis.com/tensorflow/keras-applications/{name}/{name}_weights_tf_dim_ordering_tf_kernels"
+    published = [Published(f"{base}{top}.h5", md5) for top, md5 in VGG_PUBLISHED[name]]
+    path = weights_file(weights, published[:1] if classifier else published)
+    keras.utils.set_random_seed(seed)
+    build = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}[name]
+    top = path is None or has_classifier(path)
+    if classifier and not top:
+        raise UserError(f"{path} holds no classifier, which this needs")
+    model = build(weights=None, include_top=top, input_shape=(224, 224, 3), classifier_activation=None)
+    if path is not None:
+        load_weights(model, path)
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The methods
+
+
+class Step(NamedTuple):
+    """One operation of a forward pass, with the tensors that went in and the one that came out."""
+
+    op: object
+    args: tuple
+    kwargs: dict
+    inputs: list
+    output: object
+
+
+class ForwardPass:
+    """One photograph seen by one network: a single forward pass, and the ways back down through it.
+
+    The network is run layer by layer and never changed; going down, each layer is transposed by its own rule, for many
+    signals at once. What differs between the methods is only what a ReLU does with the signal R that comes down, where
+    the forward pass gave f (Springenberg et al. 2014, arXiv 1412.6806, figure 1):
+
+        gradient    R where f > 0              Grad-CAM
+        deconvnet   R where R > 0              Zeiler and Fergus, section 2.1, «Rectification»
+        guided      R where both are > 0       guided backpropagation
+
+    model: functional or Sequential Keras model. x: float32 (1, H, W, 3), as the model wants it.
+    """
+
+    def __init__(self, model, x):
+        import tensorflow as tf
+        import_keras()
+        self.input = tf.convert_to_tensor(x, tf.float32)
+        if self.input.shape.rank != 4 or self.input.shape[0] != 1:
+            raise ValueError(f"x has shape {tuple(self.input.shape)}, not (1, H, W, channels)")
+        self.steps, self._known, self._switches = [], {id(self.input)}, {}
+        self.output = self._run(model, self.input)
+        self.outputs = {step.op.name: step.output for step in self.steps}
+
+    def _run(self, model, x):
+        graph = getattr(model, "_functional", model)  # a Sequential model holds a functional one
+        if not hasattr(graph, "_run_through_graph"):
+            raise ValueError(f"{model.name} is no functional Keras model")
+        return graph._run_through_graph(x, operation_fn=self._record)
+
+    def _record(self, op):
+        import tensorflow as tf
+
+        def call(*args, **kwargs):
+            if hasattr(getattr(op, "_functional", op), "_run_through_graph"):
+                return self._run(op, *args)  # a network inside the network: its layers are ours
+            inputs = [t for t in tf.nest.flatten((args, kwargs)) if id(t) in self._known]
+            output = op(*args, **kwargs)
+            if id(output) in self._known:  # dropout gives back its very input
+                output = tf.identity(output)
+            self._known.add(id(output))
+            self.steps.append(Step(op, args, kwargs, inputs, output))
+            return output
+
+        return call
+
+    @functools.cached_property
+    def logits(self):
+        """The class scores before softmax, float32 (n_classes,). ValueError where the network gives none."""
+        last = getattr(self.steps[-1].op, "activation", None)
+        if self.output.shape.rank != 2 or getattr(last, "__name__", "") in ("softmax", "sigmoid"):
+            raise ValueError("the network's last layer gives no logits: build it with classifier_activation=None")
+        return self.output[0]
+
+    def feature_map(self, layer):
+        """What a layer gave, a tensor (1, h, w, K), or (1, K) of a dense layer. ValueError for an unknown layer."""
+        if layer not in self.outputs:
+            raise ValueError(f"unknown layer {layer!r}{_near(layer, self.outputs)}")
+        return self.outputs[layer]
+
+    def strongest(self, layer, count):
+        """The numbers of the kernels with the strongest response anywhere in the layer's map, the strongest first."""
+        response = np.max(self.feature_map(layer)[0], axis=tuple(range(self.feature_map(layer).shape.rank - 2)))
+        return np.argsort(-response, kind="stable")[:count].tolist()
+
+    def _class_seeds(self, classes):
+        import tensorflow as tf
+        for index in () if tf.is_tensor(classes) else classes:
+            _check_class(index, self.logits.shape[0])
+        return tf.one_hot(classes, self.logits.shape[0])
+
+    def grad_cam(self, layers, classes):
+        """Grad-CAM (Selvaraju et al. 2016, section 3): {layer: (len(classes), h, w) tensor}, before the last ReLU.
+
+        One way down serves all layers, and all classes as one batch: of the logits y^c, never of the softmax.
+        """
+        import tensorflow as tf
+        maps = [self.feature_map(layer) for layer in layers]
+        for layer, map_ in zip(layers, maps):
+            if map_.shape.rank != 4:
+                raise ValueError(f"layer {layer!r} has no map to lay over a photograph")
+        gradients = self._down({id(self.output): self._class_seeds(classes)}, maps, "gradient")
+        cams = {}
+        for layer, map_, gradient in zip(layers, maps, gradients):
+            weights = tf.reduce_mean(gradient, axis=(1, 2))  # equation 1: alpha_k^c, (classes, K)
+            cams[layer] = tf.einsum("hwk,ck->chw", map_[0], weights)  # equation 2, without its ReLU
+        return cams
+
+    def guided_backprop(self, classes):
+        """Guided backpropagation of class logits down to the input: tensor (len(classes), H, W, 3)."""
+        return self._down({id(self.output): self._class_seeds(classes)}, [self.input], "guided")[0]
+
+    def deconvnet(self, layer, kernels, mode="max", rule="deconvnet"):
+        """Kernels of a layer projected back to pixels (Zeiler and Fergus 2013, section 2.1): float32 (N, H, W, 3).
+
+        mode: `max` keeps the strongest position of each kernel's map, the first in row order, `all` the whole map;
+        everything else in the layer is set to zero. rule: see the class; `gradient` and `guided` start from 1.
+        Of a small receptive field only that is computed; kernels that see most of the picture go down nine at a time.
+        """
+        import tensorflow as tf
+        map_ = self.feature_map(layer)
+        if mode not in ("max", "all"):
+            raise ValueError(f"unknown mode {mode!r}: max or all")
+        projections, large = np.zeros((len(kernels), *self.input.shape[1:]), np.float32), []
+        confined = mode == "max" and map_.shape.rank == 4
+        for place, kernel in enumerate(kernels):
+            y, x = self.strongest_position(layer, kernel)
+            channel = tf.one_hot(kernel, map_.shape[-1])
+            seed = map_[:, y:y + 1, x:x + 1] if confined else map_
+            seed = channel * (seed if rule == "deconvnet" else tf.ones_like(seed))
+            windows = self.windows(layer, y, x) if confined else {}
+            field = windows.get(id(self.input))
+            if field and field.area < self.input.shape[1] * self.input.shape[2] / 2:
+                part = self._down({id(map_): seed}, [self.input], rule, windows)[0]
+                projections[place, field.top:field.bottom, field.left:field.right] = part[0]
+            else:
+                whole = Window(0, *map_.shape[1:2], 0, *map_.shape[2:3]) if confined else None
+                large.append((place, _place(seed, windows[id(map_)], whole) if confined else seed))
+        for start in range(0, len(large), 9):
+            places, seeds = zip(*large[start:start + 9])
+            projections[list(places)] = self._down({id(map_): tf.concat(seeds, 0)}, [self.input], rule)[0]
+        return projections
+
+    def strongest_position(self, layer, kernel):
+        """Row and column of the maximum of a kernel's map, the first in row order; (0, 0) of a dense layer's unit."""
+        map_ = self.feature_map(layer)
+        if not (isinstance(kernel, (int, np.integer)) and 0 <= kernel < map_.shape[-1]):
+            raise ValueError(f"unknown kernel {kernel!r} of {layer!r}: a number from 0 to {map_.shape[-1] - 1}")
+        if map_.shape.rank != 4:
+            return 0, 0
+        return tuple(int(i) for i in np.unravel_index(np.argmax(map_[0, ..., kernel]), map_.shape[1:3]))
+
+    def windows(self, layer, y, x):
+        """The part of every tensor below that position (y, x) of a layer's map is computed from: {id(tensor): Window}.
+
+        Of the network's input that is the receptive field.
+        """
+        windows = {id(self.feature_map(layer)): Window(y, y + 1, x, x + 1)}
+        for step in reversed(self.steps):
+            if id(step.output) in windows:
+                for tensor in step.inputs:
+                    window, seen = _source(step, tensor, windows[id(step.output)]), windows.get(id(tensor))
+                    windows[id(tensor)] = window.union(seen) if window and seen else window
+        return windows
+
+    def _down(self, seeds, wanted, rule, windows=None):
+        """Carry signals down: from seeds {id(tensor): (N, ...)} to the signals at the tensors `wanted`, a list.
+
+        windows: the part of each tensor to which its signal is confined, from `windows`; None for the whole.
+        """
+        import tensorflow as tf
+        kept, above = {id(tensor) for tensor in wanted}, set()
+        for step in self.steps:  # only what lies above a wanted tensor is gone through
+            if any(id(tensor) in kept or id(tensor) in above for tensor in step.inputs):
+                above.add(id(step.output))
+        signals, count = dict(seeds), next(iter(seeds.values())).shape[0]
+        for step in reversed(self.steps):
+            key = id(step.output)
+            if key in signals and key in above:
+                signal = signals[key] if key in kept else signals.pop(key)
+                for tensor, part in zip(step.inputs, self._step_down(step, signal, rule, windows)):
+                    signals[id(tensor)] = signals[id(tensor)] + part if id(tensor) in signals else part
+        return [signals[id(t)] if id(t) in signals else tf.zeros((count, *t.shape[1:])) for t in wanted]
+
+    def _step_down(self, step, signal, rule, windows):
+        """The signals at the inputs of a step, from the signal at its output. Biases take no part."""
+        import tensorflow as tf
+        op, layers = step.op, import_keras().layers
+        window = windows[id(step.output)] if windows else None
+        last_axis = getattr(op, "axis", None) in (-1, len(signal.shape) - 1)
+        ceiling = _relu_ceiling(op)
+        if ceiling:
+            signal = _rectify(signal, _cut(step.output, window), ceiling, rule)
+        linear = ceiling or getattr(getattr(op, "activation", None), "__name__", "") == "linear"
+        plain = getattr(op, "data_format", "") == "channels_last"
+        if type(op) is layers.Conv2D and linear and plain and op.groups == 1 and max(op.dilation_rate) == 1:
+            return [self._filter_down(step, signal, windows)]
+        if type(op) is layers.MaxPooling2D and plain:
+            return [self._unpool(step, signal, windows)]
+        if type(op) is layers.Dense and linear:
+            return [tf.linalg.matmul(signal, op.kernel, transpose_b=True)]
+        if type(op) is layers.BatchNormalization and last_axis:
+            scale = tf.math.rsqrt(op.moving_variance + op.epsilon)
+            parts = [signal * (scale if op.gamma is None else scale * op.gamma)]
+        elif type(op) is layers.Concatenate and last_axis:
+            parts = tf.split(signal, [tensor.shape[-1] for tensor in step.inputs], axis=-1)
+        elif type(op) is layers.Add or ceiling and not getattr(op, "weights", None):  # a ReLU of its own
+            parts = [signal] * len(step.inputs)
+        else:
+            return self._derivative(step, signal, windows)
+        return [_place(part, window, windows and windows[id(t)]) for t, part in zip(step.inputs, parts)]
+
+    def _filter_down(self, step, signal, windows):
+        """«Filtering» (section 2.1): convolution with the transposed kernels."""
+        import tensorflow as tf
+        op, (_, height, width, channels) = step.op, step.inputs[0].shape
+        if not windows:
+            shape = (signal.shape[0], height, width, channels)
+            return tf.nn.conv2d_transpose(signal, op.kernel, shape, op.strides, op.padding.upper())
+        window = windows[id(step.output)]
+        top, bottom = _reach(window.top, window.bottom, op.kernel_size[0], op.strides[0], op.padding, height)
+        left, right = _reach(window.left, window.right, op.kernel_size[1], op.strides[1], op.padding, width)
+        shape = (signal.shape[0], bottom - top, right - left, channels)
+        part = tf.nn.conv2d_transpose(signal, op.kernel, shape, op.strides, "VALID")
+        return _place(part, Window(top, bottom, left, right), windows[id(step.inputs[0])])
+
+    def _unpool(self, step, signal, windows):
+        """«Unpooling» (section 2.1): each value goes back through its switch, where the maximum was found."""
+        import tensorflow as tf
+        op, (_, height, width, channels) = step.op, step.inputs[0].shape
+        size, strides, padding = tuple(op.pool_size), tuple(op.strides), op.padding.upper()
+        key, count = id(step.output), signal.shape[0]
+        if key not in self._switches:  # of equal values the first in row order
+            self._switches[key] = tf.nn.max_pool_with_argmax(step.inputs[0], size, strides, padding)[1]
+        if not windows:
+            return tf.raw_ops.MaxPoolGradWithArgmax(
+                input=tf.zeros((count, height, width, channels)), grad=signal,
+                argmax=tf.repeat(self._switches[key], count, axis=0),
+                ksize=(1, *size, 1), strides=(1, *strides, 1), padding=padding)
+        switches, window = _cut(self._switches[key], windows[key]), _source(step, step.inputs[0], windows[key])
+        row, place = switches // (width * channels), switches % (width * channels)
+        switches = (row - window.top) * window.width * channels + place - window.left * channels
+        values = tf.math.unsorted_segment_sum(tf.reshape(signal, [-1]), tf.reshape(switches, [-1]), window.area * channels)
+        values = tf.reshape(values, (1, window.bottom - window.top, window.width, channels))
+        return _place(values, window, windows[id(step.inputs[0])])
+
+    def _derivative(self, step, signal, windows):
+        """Any other step: TensorFlow's derivative of it, its ReLU (if it ends in one) having had its turn already."""
+        import tensorflow as tf
+        count, op = signal.shape[0], step.op
+        if windows and windows[id(step.output)]:
+            _, height, width, _ = step.output.shape
+            signal = _place(signal, windows[id(step.output)], Window(0, height, 0, width))
+        many = [tf.repeat(tensor, count, axis=0) for tensor in step.inputs]
+        swap = {id(tensor): copy for tensor, copy in zip(step.inputs, many)}
+        args, kwargs = tf.nest.map_structure(lambda t: swap.get(id(t), t), (step.args, step.kwargs))
+        with tf.GradientTape(watch_accessed_variables=False) as tape, _without_relu(op):
+            tape.watch(many)
+            output = op(*args, **kwargs)
+        parts = tape.gradient(output, many, output_gradients=signal, unconnected_gradients="zero")
+        return [_cut(part, windows[id(t)]) if windows else part for t, part in zip(step.inputs, parts)]
+
+
+def _relu_ceiling(op):
+    """Where a step that is a ReLU, or ends in one, stops growing (6 for ReLU6, else infinity); None for any other."""
+    function = getattr(op, "activation", op)
+    if getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0):
+        return None
+    name = getattr(function, "__name__", type(function).__name__).lower()
+    return {"relu": getattr(function, "max_value", None) or np.inf, "relu6": 6.0}.get(name)
+
+
+def _rectify(signal, forward, ceiling, rule):
+    """What a ReLU that gave `forward` lets down of a signal: the three rules of ForwardPass."""
+    import tensorflow as tf
+    if rule != "gradient":
+        signal = tf.nn.relu(signal)
+    return signal if rule == "deconvnet" else tf.where((forward > 0) & (forward < ceiling), signal, 0.0)
+
+
+@contextlib.contextmanager
+def _without_relu(op):
+    """The layer without the ReLU that it ends in, for as long as the block runs."""
+    activation = op.activation if _relu_ceiling(op) and hasattr(op, "activation") else None
+    try:
+        if activation:
+            op.activation = import_keras().activations.linear
+        yield
+    finally:
+        if activation:
+            op.activation = activation
+
+
+class Window(NamedTuple):
+    """A rectangle of a feature map or a picture, `bottom` and `right` excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def width(self):
+        return self.right - self.left
+
+    @property
+    def area(self):
+        return (self.bottom - self.top) * self.width
+
+    def union(self, other):
+        return Window(min(self.top, other.top), max(self.bottom, other.bottom),
+                      min(self.left, other.left), max(self.right, other.right))
+
+
+def _reach(first, last, extent, stride, padding, size):
+    """The input rows from which output rows first…last-1 of a filter are computed, padding counted in."""
+    before = max((-(-size // stride) - 1) * stride + extent - size, 0) // 2 if padding == "same" else 0
+    return first * stride - before, (last - 1) * stride - before + extent
+
+
+def _source(step, tensor, window):
+    """The window of a step's input from which a window of its output is computed; None where there are no rows."""
+    layers, op = import_keras().layers, step.op
+    if tensor.shape.rank != 4:
+        return None
+    _, height, width, _ = tensor.shape
+    if window and type(op) in (layers.Conv2D, layers.MaxPooling2D, layers.AveragePooling2D):
+        extent = [1 + (size - 1) * dilation for size, dilation in zip(
+            getattr(op, "pool_size", None) or op.kernel_size, getattr(op, "dilation_rate", (1, 1)))]
+        top, bottom = _reach(window.top, window.bottom, extent[0], op.strides[0], op.padding, height)
+        left, right = _reach(window.left, window.right, extent[1], op.strides[1], op.padding, width)
+        return Window(max(top, 0), min(bottom, height), max(left, 0), min(right, width))
+    pointwise = (layers.Activation, layers.ReLU, layers.BatchNormalization, layers.Dropout, layers.Add)
+    if window and (type(op) in pointwise or type(op) is layers.Concatenate and op.axis in (-1, 3)):
+        return window
+    return Window(0, height, 0, width)
+
+
+def _cut(tensor, window):
+    return tensor if window is None else tensor[:, window.top:window.bottom, window.left:window.right]
+
+
+def _place(part, window, target):
+    """A signal that lies at `window` of a map, cut or filled up with zeros to lie at `target`."""
+    import tensorflow as tf
+    if window == target:
+        return part
+    inside = Window(*(max(target.top - window.top, 0), min(target.bottom, window.bottom) - window.top,
+                      max(target.left - window.left, 0), min(target.right, window.right) - window.left))
+    above, before = max(window.top - target.top, 0), max(window.left - target.left, 0)
+    part = _cut(part, inside)
+    below = target.bottom - target.top - above - part.shape[1]
+    return tf.pad(part, [(0, 0), (above, below), (before, target.width - before - part.shape[2]), (0, 0)])
+
+
+@functools.lru_cache(maxsize=4)
+def _grad_cam_function(model, layers, count):
+    """(x, classes) -> (cams, logits) for a model, its layers and a number of classes.
+
+    Eager at the first call, one traced graph from the second on: tracing costs more than one photograph's arithmetic,
+    and a graph prunes and fuses what an eager pass cannot.
+    """
+    import tensorflow as tf
+
+    def compute(x, classes):
+        seen = ForwardPass(model, x)
+        return seen.grad_cam(layers, classes), seen.logits
+
+    traced, first = tf.function(compute, autograph=False), iter([True])
+    return lambda x, classes: (compute if next(first, False) else traced)(x, classes)
+
+
+def grad_cam(model, x, layers, classes):
+    """Grad-CAM of several classes at several layers from one forward pass (Selvaraju et al. 2016, equations 1 and 2).
+
+    model: functional Keras model whose last layer gives logits; it is left as it was. x: float32 (1, H, W, 3) as the
+    model wants it. layers: names of layers with a map. classes: indices.
+    Returns (maps, logits): maps[layer] float32 (len(classes), h, w), signed, before the final ReLU: positive values
+    speak for the class, negative ones against it; logits float32 (n_classes,).
+    Raises ValueError for an unknown layer or class. Call `_grad_cam_function.cache_clear()` after changing an
+    activation of the model by hand: the last four graphs are kept.
+    """
+    import tensorflow as tf
+    import_keras()
+    x, layers, classes = tf.convert_to_tensor(x, tf.float32), tuple(layers), list(classes)
+    for index in classes:
+        _check_class(index, model.output_shape[-1])
+    cams, logits = _grad_cam_function(model, layers, len(classes))(x, tf.constant(classes, tf.int32))
+    return {layer: cam.numpy() for layer, cam in cams.items()}, logits.numpy()
+
+
+def _check_class(index, count):
+    if not (isinstance(index, (int, np.integer)) and 0 <= index < count):
+        raise ValueError(f"unknown class {index!r}: an index from 0 to {count - 1}")
+
+
+def guided_backprop(model, x, classes):
+    """Guided backpropagation of class logits (Springenberg et al. 2014): float32 (len(classes), H, W, 3).
+
+    Arguments and errors as of `grad_cam`.
+    """
+    return ForwardPass(model, x).guided_backprop(classes).numpy()
+
+
+def deconvnet(model, x, layer, kernels, mode="max"):
+    """DeconvNet projections of kernels of a layer (Zeiler and Fergus 2013): float32 (len(kernels), H, W, 3).
+
+    All from one forward pass. mode: `max` for the strongest position of each kernel's map, `all` for the whole map.
+    Raises ValueError for an unknown layer, kernel or mode; otherwise as `grad_cam`.
+    """
+    return ForwardPass(model, x).deconvnet(layer, kernels, mode)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+class Tile(NamedTuple):
+    """A picture with the words above it; image uint8 (h, w, 3), RGB."""
+
+    image: np.ndarray
+    title: str
+
+
+def colormap_number(name):
+    """OpenCV's number of a colour map given by name (`jet`, `turbo`, `viridis` …)."""
+    known = {key[9:].lower(): value for key, value in vars(cv2).items() if key.startswith("COLORMAP_")}
+    return known[check_words([name.lower()], known, "colour map")[0]]
+
+
+def colorize(values, colormap):
+    """Numbers from 0 to 1, (h, w), as colours: cv2.applyColorMap, uint8 (h, w, 3), RGB."""
+    return cv2.applyColorMap(np.uint8(np.clip(values, 0, 1) * 255 + 0.5), colormap)[..., ::-1]
+
+
+def heat_map(cam, height, width, sign=1):
+    """The last ReLU and the scale: (heat, strength) of a signed map (h, w).
+
+    sign: 1 keeps what speaks for the class, -1 what speaks against it. heat: float32 (height, width), enlarged, from 0
+    to 1; all zero where no pixel has that sign. strength: the strongest pixel before scaling, in units of the logit.
+    """
+    evidence = np.maximum(sign * np.asarray(cam, np.float32), 0)
+    strength = evidence.max()
+    heat = cv2.resize(evidence / (strength or 1), (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(heat, 0, 1), float(strength)
+
+
+def overlay(image, heat, colormap, alpha=0.5):
+    """A heat map (h, w) from 0 to 1 in colours over a picture of the same size: uint8 (h, w, 3), RGB."""
+    return cv2.addWeighted(np.ascontiguousarray(colorize(heat, colormap)), alpha, image, 1 - alpha, 0)
+
+
+def signed_grey(values):
+    """A projection or gradient (h, w, 3) as a picture on mid-grey, uint8, one rule for all.
+
+    Zero is grey (128), the sign is kept, all three channels share one scale: the 99.5th percentile of the absolute
+    values that are not zero goes to black or white, so that one hot pixel does not darken the rest.
+    """
+    values = np.asarray(values, np.float32)
+    size = np.abs(values[values != 0])
+    scale = np.percentile(size, 99.5) if size.size else 1.0
+    return np.uint8(np.clip(128 + 127 * values / scale, 1, 255))
+
+
+class Look:
+    """One photograph seen by one network: what the figures of a script have in common.
+
+    label: the network as titles spell it; in lower case it stands in file names and keys. x: what the network is fed,
+    float32 (1, H, W, 3), channels in the order `channels` ("RGB" or "BGR").
+    """
+
+    def __init__(self, label, model, photo, x, options, channels="RGB"):
+        self.label, self.name, self.photo, self.x, self.options = label, label.lower(), photo, x, options
+        self.seen, self.channels = ForwardPass(model, x), channels
+        self.image = fit(photo.pixels, TILE)
+        self.original = Tile(self.image, photo.path.name)
+        self.layers = options.layers[self.name]
+        self.last = self.layers[-1]
+
+    @functools.cached_property
+    def classes(self):
+        return choose_classes(self.options.classes, self.seen.logits.numpy())
+
+    @functools.cached_property
+    def kernels(self):
+        chosen = self.options.kernels
+        return chosen if isinstance(chosen, list) else self.seen.strongest(self.last, chosen)
+
+    @functools.cached_property
+    def cams(self):
+        """{class: signed Grad-CAM map of the last layer}"""
+        return dict(zip(self.classes, self.seen.grad_cam([self.last], self.classes)[self.last].numpy()))
+
+    @property
+    def evidence(self):
+        """The arrays behind a figure that draws `cams`."""
+        return {f"{self.last}/{index}": cam for index, cam in self.cams.items()}
+
+    def probability(self, index):
+        return softmax(self.seen.logits.numpy())[index]
+
+    def title(self, index):
+        return f"{class_name(index)}\np {self.probability(index):.3f}"
+
+    def heat(self, cam, title, sign=1, image=None):
+        """A class's map laid over the photograph, its strength in the title; grey, and said so, where it is empty."""
+        image = self.image if image is None else image
+        heat, strength = heat_map(cam, *image.shape[:2], sign)
+        if not strength:
+            grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] // 2 + 64, 3, axis=2)
+            return Tile(grey, f"{title} · no {'positive' if sign > 0 else 'negative'} evidence")
+        return Tile(overlay(image, heat, self.options.colormap), f"{title} · {'max' if sign > 0 else 'min'} {sign * strength:.3g}")
+
+    def feature(self, map_, title, image=None):
+        """A kernel's map (h, w) in colours, laid over an image where one is given, its maximum in the title."""
+        heat, strength = heat_map(map_, *self.image.shape[:2])
+        picture = colorize(heat, self.options.colormap) if image is None else overlay(image, heat, self.options.colormap)
+        return Tile(picture, f"{title} · max {strength:.3g}" if strength else f"{title} · silent")
+
+    def grey(self, values, title):
+        """A projection or gradient (H, W, 3) at the photograph's own proportions, on mid-grey."""
+        values = values[..., ::-1] if self.channels == "BGR" else values
+        height, width = self.image.shape[:2]
+        return Tile(resize(signed_grey(values), width, height), title)
+
+    def arrays(self, arrays):
+        """Arrays under the keys of the contract: the network's name first, its input and logits among them."""
+        arrays = {"input": self.x, "logits": self.seen.logits, **arrays}
+        return {f"{self.name}/{key}": np.asarray(value) for key, value in arrays.items()}
+
+    def save(self, figure, rows, note, arrays, name=None, label=None):
+        """Write a figure as OUTPUT/STEM_MODEL_FIGURE.jpg and, if asked for, the arrays behind it; see `save_picture`.
+
+        name and label stand in place of the network's where the figure shows more than one; the arrays' keys are then
+        whole already.
+        """
+        options = self.options
+        save_picture(
+            options.output / f"{self.photo.stem}_{name or self.name}_{figure}.jpg", list(rows),
+            f"{label or self.label} · {figure}", f"{self.photo.path.name} · {weights_note(options)} · {note}",
+            options.colormap, (arrays if name else self.arrays(arrays)) if options.arrays else None)
+
+
+def class_name(index):
+    """A class as pictures name it: name, index and WordNet id."""
+    synset, name = imagenet_classes()[index]
+    return f"{name} ({index}, {synset})"
+
+
+def weights_note(options):
+    """Which weights a picture was drawn with."""
+    return f"untrained weights, seed {options.seed}" if options.weights == "random" else f"weights {options.weights}"
+
+
+def wrap(tiles, columns):
+    """Tiles in rows of so many columns."""
+    return [tiles[start:start + columns] for start in range(0, len(tiles), columns)]
+
+
+def beside(tile, rows):
+    """A tile in front of the first row, the others moved along."""
+    return [[tile if number == 0 else None, *row] for number, row in enumerate(rows)]
+
+
+def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
+    """Lay tiles out in rows and write them as a JPEG, and `arrays`, if given, as .npz beside it; print the paths.
+
+    rows: lists of Tile or None for a gap. heading: bold, first line; note: below it. colorbar: a colour map whose scale,
+    from 0 to the maximum that each title gives, is drawn beside the tiles. Files appear whole or not at all; UserError where they cannot be written.
+    """
+    from matplotlib.figure import Figure
+    gap, line, margin = 12, 16, 16
+    tiles = [tile for row in rows for tile in row if tile]
+    cell = max(max(tile.image.shape[1], *(7 * len(text) for text in tile.title.split("\n"))) for tile in tiles)
+    columns = max(map(len, rows))
+    width = max(2 * margin + columns * (cell + gap) - gap, 480) + (60 if colorbar is not None else 0)
+    notes = textwrap.wrap(note, (width - 2 * margin) // 7) if note else []
+    headings = textwrap.wrap(heading, (width - 2 * margin) // 10)
+    top = margin + 22 * len(headings) + line * len(notes) + gap
+    texts, images, y = [], [], top
+    for row in rows:
+        shown = [(column, tile) for column, tile in enumerate(row) if tile]
+        lines = max(tile.title.count("\n") + 1 if tile.title else 0 for _, tile in shown)
+        y += line * lines + 4
+        for column, tile in shown:
+            x = margin + column * (cell + gap)
+            texts.append((x, y - 4, tile.title, 9, "normal"))
+            images.append((x, y, tile.image))
+        y += max(tile.image.shape[0] for _, tile in shown) + gap
+    height = y + margin - gap
+    if colorbar is not None:
+        strip = min(240, height - top - 2 * line)
+        x, y = width - 44, top + 2 * line
+        images.append((x, y, np.repeat(colorize(np.linspace(1, 0, strip)[:, None], colorbar), 16, axis=1)))
+        texts += [(x, y - 4, "max", 8, "normal"), (x, y + strip + line, "0", 8, "normal")]
+        height = max(height, y + strip + 3 * line)
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    for x, y, image in images:
+        canvas[y:y + image.shape[0], x:x + image.shape[1]] = image
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure.figimage(canvas)
+    texts += [(margin, margin + 22 * len(headings) - 4, "\n".join(headings), 12, "bold"),
+              (margin, top - gap, "\n".join(notes), 9, "normal")]
+    for x, y, text, size, weight in texts:
+        figure.text(x / width, 1 - y / height, text, size=size, weight=weight, va="bottom", parse_math=False, linespacing=1.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks
+        write_whole(path, lambda file: figure.savefig(file, format="jpg", pil_kwargs={"quality": 92}))
+    if arrays is not None:
+        write_whole(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
+
+
+def write_whole(path, write):
+    """Write a file beside its place and rename it, so that it appears whole or not at all; print its path."""
+    part = path.with_name(f".{hashlib.sha1(os.fsencode(path.name)).hexdigest()[:16]}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    print(path, file=sys.__stdout__, flush=True)
+
+
+def _make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"cannot write into the folder {path}")
