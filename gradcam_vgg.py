@@ -37,9 +37,10 @@ def draw_layers(looks):
             row = rows.setdefault(block, [None] * before)
             row += [*tiles, *[None] * (width - len(tiles))]
         arrays |= look.arrays({f"{layer}/{index}": cams[layer][0] for layer in look.layers})
-    name, label = (first.name, first.label) if len(looks) == 1 else ("vgg", "VGG16 and VGG19")
+    label = first.label if len(looks) == 1 else "VGG"
     note = " · ".join(f"{look.label} p {look.probability(index):.3f}" for look in looks)
-    first.save("layers", utils.beside(first.original, rows.values()), f"{utils.class_name(index)} · {note}", arrays, name, label)
+    utils.save_figure(first.options, first.photo.stem, label, "layers", utils.beside(first.original, rows.values()),
+                      f"{first.photo.path.name} · {utils.class_name(index)} · {note}", arrays)
 
 
 def draw_classes(look):

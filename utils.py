@@ -115,8 +115,14 @@ def read_options(script, figures, networks, builtin_weights=()):
         options.images = [HERE / path for path in script["IMAGES"]]
     if options.output is script["OUTPUT"]:
         options.output = HERE / options.output
-    options.images = find_photos(options.images)
+    given, folders = options.images, [path for path in options.images if path.is_dir()]
+    options.images = find_photos(given)
+    options.group = folders[0].resolve().name.lower() if len(folders) == len(given) == 1 else None
     options.stems = _stems(options.images)
+    if not options.group:
+        first, more = options.stems[options.images[0]], len(options.images) - 1
+        options.group = f"{first}_and_{more}_more" if more else first
+    options.skipped = []
     if len(options.images) == 1:
         read_photo(options.images[0])
     _make_folder(options.output)
@@ -188,11 +194,11 @@ def run(main):
 
 
 def progress(items, total):
-    """Iterate; where it takes longer than two seconds, Keras's progress bar shows the time left."""
+    """Iterate; where it takes longer than two seconds, Keras's progress bar shows the time left, on a terminal."""
     bar, start = import_keras().utils.Progbar(total), time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
-        if time.monotonic() - start > 2:
+        if time.monotonic() - start > 2 and sys.stderr.isatty():
             bar.update(count)
 
 
@@ -289,7 +295,6 @@ def photographs(options):
 
     Skipped paths are collected in options.skipped. UserError where none of them can be read.
     """
-    options.skipped = []
     several = len(options.images) > 1
     for path in progress(options.images, len(options.images)) if several else options.images:
         try:
@@ -398,6 +403,7 @@ VGG_PUBLISHED = {  # with and without the classifier, as keras.applications fetc
     "vgg16": (("", "64373286793e3c8b2b4e3219cbf3544b"), ("_notop", "6d6bbae143d832006294945121d1f1fc")),
     "vgg19": (("", "cbe5617147190e668d6c5d5026f83318"), ("_notop", "253f8cb515780f3b799900260a226db6")),
 }
+VGG_DENSE = {"fc1": 4096, "fc2": 4096, "predictions": 1000}
 VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # convolution layers in each block
 
 
@@ -471,13 +477,13 @@ def load_weights(model, path):
         raise UserError(f"{path} holds numbers that are not finite")
 
 
-def vgg_network(name):
-    """The layers of VGG16 or VGG19 as the command line knows them."""
+def vgg_network(name, dense=False):
+    """The layers of VGG16 or VGG19 as the command line knows them; `all` are the convolutions."""
     widths, ends = {}, (64, 128, 256, 512, 512)
     for block, (count, width) in enumerate(zip(VGG_BLOCKS[name], ends), 1):
         widths |= {f"block{block}_conv{number}": width for number in range(1, count + 1)} | {f"block{block}_pool": width}
     convolutions = [layer for layer in widths if "conv" in layer]
-    return Network(widths, convolutions)
+    return Network(widths | VGG_DENSE if dense else widths, convolutions)
 
 
 def build_vgg(name, weights, seed, classifier=True):
@@ -488,7 +494,7 @@ def build_vgg(name, weights, seed, classifier=True):
     path = weights_file(weights, published[:1] if classifier else published)
     keras.utils.set_random_seed(seed)
     build = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}[name]
-    top = path is None or has_classifier(path)
+    top = has_classifier(path) if path else classifier
     if classifier and not top:
         raise UserError(f"{path} holds no classifier, which this needs")
     model = build(weights=None, include_top=top, input_shape=(224, 224, 3), classifier_activation=None)
@@ -656,6 +662,13 @@ class ForwardPass:
                     windows[id(tensor)] = window.union(seen) if window and seen else window
         return windows
 
+    def receptive_field(self, layer, kernel):
+        """The Window of the input that the strongest position of a kernel's map sees; of a dense layer's unit, all."""
+        whole = Window(0, self.input.shape[1], 0, self.input.shape[2])
+        if self.feature_map(layer).shape.rank != 4:
+            return whole
+        return self.windows(layer, *self.strongest_position(layer, kernel)).get(id(self.input), whole)
+
     def _down(self, seeds, wanted, rule, windows=None):
         """Carry signals down: from seeds {id(tensor): (N, ...)} to the signals at the tensors `wanted`, a list.
 
@@ -734,7 +747,7 @@ class ForwardPass:
         row, place = switches // (width * channels), switches % (width * channels)
         switches = (row - window.top) * window.width * channels + place - window.left * channels
         values = tf.math.unsorted_segment_sum(tf.reshape(signal, [-1]), tf.reshape(switches, [-1]), window.area * channels)
-        values = tf.reshape(values, (1, window.bottom - window.top, window.width, channels))
+        values = tf.reshape(values, (1, window.height, window.width, channels))
         return _place(values, window, windows[id(step.inputs[0])])
 
     def _derivative(self, step, signal, windows):
@@ -793,12 +806,16 @@ class Window(NamedTuple):
     right: int
 
     @property
+    def height(self):
+        return self.bottom - self.top
+
+    @property
     def width(self):
         return self.right - self.left
 
     @property
     def area(self):
-        return (self.bottom - self.top) * self.width
+        return self.height * self.width
 
     def union(self, other):
         return Window(min(self.top, other.top), max(self.bottom, other.bottom),
@@ -842,7 +859,7 @@ def _place(part, window, target):
                       max(target.left - window.left, 0), min(target.right, window.right) - window.left))
     above, before = max(window.top - target.top, 0), max(window.left - target.left, 0)
     part = _cut(part, inside)
-    below = target.bottom - target.top - above - part.shape[1]
+    below = target.height - above - part.shape[1]
     return tf.pad(part, [(0, 0), (above, below), (before, target.width - before - part.shape[2]), (0, 0)])
 
 
@@ -904,6 +921,73 @@ def deconvnet(model, x, layer, kernels, mode="max"):
     return ForwardPass(model, x).deconvnet(layer, kernels, mode)
 
 
+class Strongest(NamedTuple):
+    """What a scan of many photographs found, for every kernel of a layer."""
+
+    layer: str
+    activations: np.ndarray  # float32 (count, K), the strongest first; -inf where there were fewer photographs
+    photos: np.ndarray  # int (count, K), which photograph it was
+    seen: int  # how many photographs were looked at
+    unreadable: list  # the paths of those that could not be
+    interrupted: bool
+
+
+def strongest_photos(model, layer, paths, prepare, count=9, batch=16, strategy=None):
+    """The photographs that excite each kernel of a layer most (Zeiler and Fergus 2013, figure 2), as a Strongest.
+
+    paths: the photographs, one response each; one that cannot be read is named on stderr and skipped. prepare: pixels
+    -> float32 (1, H, W, 3). Reads ahead, works in batches, on all GPUs where there are several, in memory that does
+    not grow with the number of photographs. Ctrl-C ends the scan with what has been seen so far.
+    """
+    import tensorflow as tf
+    keras = import_keras()
+    if strategy is None:
+        several = len(tf.config.list_logical_devices("GPU")) > 1
+        strategy = tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+    network = keras.Model(model.inputs, model.get_layer(layer).output)
+    if strategy.num_replicas_in_sync > 1:
+        with strategy.scope():
+            weights, network = network.get_weights(), keras.models.clone_model(network)
+            network.set_weights(weights)
+    shape, width = model.input_shape[1:], network.output_shape[-1]
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.float32)])
+    def respond(x):
+        maps = network(x, training=False)
+        return tf.reduce_max(maps, axis=tuple(range(1, maps.shape.rank - 1)))
+
+    def read(index):
+        try:
+            return prepare(read_photo(paths[index]))[0], True
+        except UserError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            return np.zeros(shape, np.float32), False
+
+    def load(index):
+        x, good = tf.numpy_function(read, [index], (tf.float32, tf.bool))
+        return index, tf.ensure_shape(x, shape), tf.ensure_shape(good, ())
+
+    dataset = tf.data.Dataset.range(len(paths)).map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(2)
+    best, photos = np.full((count, width), -np.inf, np.float32), np.full((count, width), -1)
+    seen, unreadable, interrupted = 0, [], False
+    try:
+        for indices, x, good in progress(strategy.experimental_distribute_dataset(dataset), -(-len(paths) // batch)):
+            parts = (indices, good, strategy.run(respond, (x,)))
+            indices, good, values = (np.concatenate(strategy.experimental_local_results(part)) for part in parts)
+            values = np.concatenate([best, np.where(good[:, None], values, -np.inf)])
+            owners = np.concatenate([photos, np.repeat(indices[:, None], width, axis=1)])
+            order = np.argsort(-values, axis=0, kind="stable")[:count]
+            best, photos = np.take_along_axis(values, order, axis=0), np.take_along_axis(owners, order, axis=0)
+            seen += int(good.sum())
+            unreadable += [paths[index] for index in indices[~good]]
+    except KeyboardInterrupt:
+        print(f"stopped after {seen} of {len(paths)} photographs", file=sys.stderr)
+        interrupted = True
+    if not seen:
+        raise UserError(f"none of the {len(paths)} photographs was read")
+    return Strongest(layer, best, photos, seen, unreadable, interrupted)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 
@@ -926,15 +1010,16 @@ def colorize(values, colormap):
     return cv2.applyColorMap(np.uint8(np.clip(values, 0, 1) * 255 + 0.5), colormap)[..., ::-1]
 
 
-def heat_map(cam, height, width, sign=1):
+def heat_map(cam, height, width, sign=1, scale=None):
     """The last ReLU and the scale: (heat, strength) of a signed map (h, w).
 
-    sign: 1 keeps what speaks for the class, -1 what speaks against it. heat: float32 (height, width), enlarged, from 0
-    to 1; all zero where no pixel has that sign. strength: the strongest pixel before scaling, in units of the logit.
+    sign: 1 keeps what speaks for the class, -1 what speaks against it. scale: what is drawn as 1; the strongest pixel
+    where none is given. heat: float32 (height, width), enlarged, from 0 to 1; all zero where no pixel has that sign.
+    strength: the strongest pixel before scaling, in units of the logit.
     """
     evidence = np.maximum(sign * np.asarray(cam, np.float32), 0)
     strength = evidence.max()
-    heat = cv2.resize(evidence / (strength or 1), (width, height), interpolation=cv2.INTER_CUBIC)
+    heat = cv2.resize(evidence / (scale or strength or 1), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(heat, 0, 1), float(strength)
 
 
@@ -943,16 +1028,19 @@ def overlay(image, heat, colormap, alpha=0.5):
     return cv2.addWeighted(np.ascontiguousarray(colorize(heat, colormap)), alpha, image, 1 - alpha, 0)
 
 
-def signed_grey(values):
+def grey_scale(values):
+    """What `signed_grey` draws as white: the 99th percentile of the absolute values that are not zero."""
+    size = np.abs(np.asarray(values, np.float32))
+    return float(np.percentile(size[size > 0], 99)) if size.any() else 1.0
+
+
+def signed_grey(values, scale=None):
     """A projection or gradient (h, w, 3) as a picture on mid-grey, uint8, one rule for all.
 
-    Zero is grey (128), the sign is kept, all three channels share one scale: the 99.5th percentile of the absolute
-    values that are not zero goes to black or white, so that one hot pixel does not darken the rest.
+    Zero is grey (128) and the sign is kept, on one scale for the three channels; a high percentile of the absolute
+    values (`grey_scale`) goes to white or black, so that one hot pixel does not darken the rest.
     """
-    values = np.asarray(values, np.float32)
-    size = np.abs(values[values != 0])
-    scale = np.percentile(size, 99.5) if size.size else 1.0
-    return np.uint8(np.clip(128 + 127 * values / scale, 1, 255))
+    return np.uint8(np.clip(128.5 + 127 * np.asarray(values, np.float32) / (scale or grey_scale(values)), 1, 255))
 
 
 class Look:
@@ -965,6 +1053,7 @@ class Look:
     def __init__(self, label, model, photo, x, options, channels="RGB"):
         self.label, self.name, self.photo, self.x, self.options = label, label.lower(), photo, x, options
         self.seen, self.channels = ForwardPass(model, x), channels
+        self.logits = self.seen.output[0].numpy() if self.seen.output.shape.rank == 2 else None
         self.image = fit(photo.pixels, TILE)
         self.original = Tile(self.image, photo.path.name)
         self.layers = options.layers[self.name]
@@ -972,7 +1061,7 @@ class Look:
 
     @functools.cached_property
     def classes(self):
-        return choose_classes(self.options.classes, self.seen.logits.numpy())
+        return choose_classes(self.options.classes, self.logits)
 
     @functools.cached_property
     def kernels(self):
@@ -990,7 +1079,7 @@ class Look:
         return {f"{self.last}/{index}": cam for index, cam in self.cams.items()}
 
     def probability(self, index):
-        return softmax(self.seen.logits.numpy())[index]
+        return softmax(self.logits)[index]
 
     def title(self, index):
         return f"{class_name(index)}\np {self.probability(index):.3f}"
@@ -1004,34 +1093,74 @@ class Look:
             return Tile(grey, f"{title} · no {'positive' if sign > 0 else 'negative'} evidence")
         return Tile(overlay(image, heat, self.options.colormap), f"{title} · {'max' if sign > 0 else 'min'} {sign * strength:.3g}")
 
-    def feature(self, map_, title, image=None):
-        """A kernel's map (h, w) in colours, laid over an image where one is given, its maximum in the title."""
-        heat, strength = heat_map(map_, *self.image.shape[:2])
-        picture = colorize(heat, self.options.colormap) if image is None else overlay(image, heat, self.options.colormap)
+    def feature(self, map_, title, scale=None, over=False):
+        """A kernel's map (h, w) in colours, over the photograph if wanted, its maximum in the title."""
+        heat, strength = heat_map(map_, *self.image.shape[:2], scale=scale)
+        colours = colorize(heat, self.options.colormap)
+        picture = overlay(self.image, heat, self.options.colormap) if over else colours
         return Tile(picture, f"{title} · max {strength:.3g}" if strength else f"{title} · silent")
 
-    def grey(self, values, title):
-        """A projection or gradient (H, W, 3) at the photograph's own proportions, on mid-grey."""
+    def response(self, layer, kernel, scale=None):
+        """A kernel's map over the photograph; of a dense layer's unit, which has no map, the photograph."""
+        map_ = self.seen.feature_map(layer)[0].numpy()[..., kernel]
+        if map_.ndim == 0:
+            return Tile(self.image, f"{layer} unit {kernel} · {map_:.3g}")
+        return self.feature(map_, f"{layer} kernel {kernel}", scale, over=True)
+
+    def grey(self, values, title, window=None, scale=None):
+        """A projection or gradient (H, W, 3), or a Window of it, on mid-grey, at the photograph's own proportions."""
         values = values[..., ::-1] if self.channels == "BGR" else values
-        height, width = self.image.shape[:2]
-        return Tile(resize(signed_grey(values), width, height), title)
+        picture = signed_grey(values, scale)
+        if window:
+            picture = picture[window.top:window.bottom, window.left:window.right]
+            height, width = self.cut(window).shape[:2]
+        else:
+            height, width = self.image.shape[:2]
+        return Tile(resize(picture, width, height), title)
+
+    def cut(self, window):
+        """The part of the photograph that a Window of the network's input shows, its longer side TILE pixels long."""
+        down, right = np.array(self.photo.pixels.shape[:2]) / self.x.shape[1:3]
+        top, left = int(window.top * down), int(window.left * right)
+        bottom, end = max(round(window.bottom * down), top + 1), max(round(window.right * right), left + 1)
+        return fit(self.photo.pixels[top:bottom, left:end], TILE)
+
+    def patch(self, layer, kernel, projection):
+        """A kernel's projection and what it sees of the photograph: in mode max both cut to the receptive field."""
+        field = self.seen.receptive_field(layer, kernel) if self.options.mode == "max" else None
+        seen = self.cut(field) if field else self.image
+        return self.grey(projection, "", field).image, seen
+
+    def patches(self, layer, kernels, projections):
+        """The patches of several kernels of a layer as two tiles: the projections, and what they see."""
+        pairs = [self.patch(layer, kernel, projection) for kernel, projection in zip(kernels, projections)]
+        left, right = (mosaic(images) for images in zip(*pairs))
+        first, last = (self.seen.feature_map(layer)[..., kernels[place]].numpy().max() for place in (0, -1))
+        return [Tile(left, f"{layer}\nkernels {' '.join(map(str, kernels))}"),
+                Tile(right, f"activations {first:.3g} to {last:.3g}")]
 
     def arrays(self, arrays):
         """Arrays under the keys of the contract: the network's name first, its input and logits among them."""
-        arrays = {"input": self.x, "logits": self.seen.logits, **arrays}
-        return {f"{self.name}/{key}": np.asarray(value) for key, value in arrays.items()}
+        logits = {} if self.logits is None else {"logits": self.logits}
+        return prefix(self.name, {"input": self.x, **logits, **arrays})
 
-    def save(self, figure, rows, note, arrays, name=None, label=None):
-        """Write a figure as OUTPUT/STEM_MODEL_FIGURE.jpg and, if asked for, the arrays behind it; see `save_picture`.
+    def save(self, figure, rows, note, arrays, colorbar=True):
+        """Write a figure of this photograph and network and, if asked for, the arrays behind it."""
+        save_figure(self.options, self.photo.stem, self.label, figure, rows, f"{self.photo.path.name} · {note}",
+                    self.arrays(arrays), colorbar)
 
-        name and label stand in place of the network's where the figure shows more than one; the arrays' keys are then
-        whole already.
-        """
-        options = self.options
-        save_picture(
-            options.output / f"{self.photo.stem}_{name or self.name}_{figure}.jpg", list(rows),
-            f"{label or self.label} · {figure}", f"{self.photo.path.name} · {weights_note(options)} · {note}",
-            options.colormap, (arrays if name else self.arrays(arrays)) if options.arrays else None)
+
+def prefix(name, arrays):
+    """Arrays under keys that begin with the network's name."""
+    return {f"{name}/{key}": np.asarray(value) for key, value in arrays.items()}
+
+
+def save_figure(options, stem, label, figure, rows, note, arrays, colorbar=True):
+    """Write OUTPUT/STEM_MODEL_FIGURE.jpg and, with --arrays, the .npz beside it; see `save_picture`."""
+    heading = f"{label} · {figure} · " + ("untrained weights, seed " + str(options.seed) if options.weights == "random"
+                                          else f"weights {options.weights}")
+    save_picture(options.output / f"{stem}_{label.lower()}_{figure}.jpg", list(rows), heading, note,
+                 options.colormap if colorbar else None, arrays if options.arrays else None)
 
 
 def class_name(index):
@@ -1040,14 +1169,20 @@ def class_name(index):
     return f"{name} ({index}, {synset})"
 
 
-def weights_note(options):
-    """Which weights a picture was drawn with."""
-    return f"untrained weights, seed {options.seed}" if options.weights == "random" else f"weights {options.weights}"
-
-
 def wrap(tiles, columns):
     """Tiles in rows of so many columns."""
     return [tiles[start:start + columns] for start in range(0, len(tiles), columns)]
+
+
+def mosaic(images, columns=3, cell=120):
+    """Small images side by side on white, the longer side of each `cell` pixels long: uint8 (h, w, 3), RGB."""
+    small = [fit(image, cell) for image in images]
+    down, right = (max(image.shape[axis] for image in small) + 4 for axis in (0, 1))
+    canvas = np.full((-(-len(small) // columns) * down - 4, columns * right - 4, 3), 255, np.uint8)
+    for place, image in enumerate(small):
+        y, x = place // columns * down, place % columns * right
+        canvas[y:y + image.shape[0], x:x + image.shape[1]] = image
+    return canvas
 
 
 def beside(tile, rows):
