@@ -87,7 +87,8 @@ def compare_photos(looks, total):
         heat = max(np.max(look.seen.feature_map(layer)[..., kernel]) for look in looks)
         grey, row = utils.grey_scale(ours), []
         for look, projection in zip(looks, ours):
-            row += [look.response(layer, kernel, heat), look.grey(projection, look.photo.path.name, scale=grey)]
+            field = look.seen.receptive_field(layer, kernel) if options.mode == "max" else None
+            row += [look.response(layer, kernel, heat), look.grey(projection, look.photo.path.name, field, grey)]
             arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
         rows.append(row)
     utils.save_figure(options, options.group, first.label, "comparison", rows,

@@ -142,9 +142,12 @@ def check_words(words, known, what):
 
 
 def _near(word, known):
-    near = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, 3, 0.5)
-    names = [name for name in known if name.lower() in near] or (list(known) if len(list(known)) < 12 else [])
-    return f": did you mean {', '.join(names[:12])}?" if near else f": choose from {', '.join(names)}" if names else ""
+    """A clause that names what is nearest to a mistyped word, or all there is where that is little."""
+    names = {name.lower(): name for name in known}
+    near = [names[name] for name in difflib.get_close_matches(word.lower(), names, 3, 0.5)]
+    if near:
+        return f": did you mean {', '.join(near)}?"
+    return f": choose from {', '.join(known)}" if len(names) < 12 else ""
 
 
 def _layers_of(words, networks):
@@ -224,7 +227,7 @@ def find_photos(paths):
             if not inside:
                 raise UserError(f"no photographs in the folder {path} (endings: {' '.join(sorted(PHOTO_ENDINGS))})")
             found += inside
-        elif path.is_file():
+        elif path.exists() or len(paths) > 1:  # a missing one of several is skipped later, like an unreadable one
             found.append(path)
         else:
             raise UserError(f"no such photograph or folder: {path}")
@@ -255,7 +258,7 @@ def read_photo(path):
     cv2.imread it refuses a truncated file instead of filling it with grey. UserError for anything that cannot be read.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP", "TIFF")) as image:
             warnings.simplefilter("ignore")
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
@@ -271,7 +274,8 @@ def read_photo(path):
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
                 pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # a decoder fails in many ways on a broken file
-        reason = "no image in a format known here" if isinstance(error, UnidentifiedImageError) else error
+        known = {UnidentifiedImageError: "no image in a format known here", FileNotFoundError: "no such file"}
+        reason = known.get(type(error), first_line(error))
         raise UserError(f"cannot read the photograph {path}: {reason}") from error
     scale = LONGEST_SIDE / max(pixels.shape[:2])
     return fit(pixels, LONGEST_SIDE) if scale < 1 else pixels
