@@ -15,9 +15,11 @@ import numpy as np
 import utils
 
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
-FIGURES = ["all"]      # kernels, blocks, comparison, top9
+FIGURES = ["kernels", "blocks", "comparison", "top9"]  # of these and occlusion; all for all
 LAYERS = ["all"]       # all: the modules mixed0 … mixed10; any of --list-layers. Figures of one layer draw the last
 KERNELS = ["top9"]     # kernel numbers, or top9 for the nine with the strongest response; `blocks` always the strongest
+CLASSES = ["top1"]     # the class of `occlusion`: an index, WordNet id or name, top1 for the most probable
+PATCH, STRIDE = 56, 16  # of `occlusion`: width of the grey square and its steps, in pixels of the network's input
 MODE = "max"           # max: the strongest position of a kernel's map, as in the paper; all: the whole map
 WEIGHTS = "imagenet"   # imagenet, random, a weights file, or a folder that holds a published one
 SEED = 0               # of random weights
@@ -151,12 +153,28 @@ def draw_top9(found, paths, see, options):
                       utils.prefix(look.name, arrays), False)
 
 
+def draw_occlusion(look):
+    """Zeiler and Fergus, figure 7: what becomes of the class and of the strongest kernel where a grey square hides a part."""
+    layer, index, kernel = look.last, look.classes[0], look.seen.strongest(look.last, 1)[0]
+    probabilities, responses = utils.occlusion(look.model, look.x, layer, look.options.patch, look.options.stride)
+    ours, response = probabilities[..., index], responses[..., kernel]
+    tiles = [look.original,
+             look.feature(ours, f"{utils.class_name(index)}\nprobability, min {ours.min():.3g}", over=True),
+             *utils.class_map(probabilities.argmax(axis=-1), look.image),
+             look.feature(response, f"{layer} kernel {kernel}\nsummed response, min {response.min():.3g}", over=True),
+             look.grey(look.seen.deconvnet(layer, [kernel], look.options.mode)[0], f"kernel {kernel}, projection")]
+    look.save("occlusion", utils.wrap(tiles, 3), f"a grey square of {look.options.patch} pixels, centred on each point of "
+              "the maps: what is cold there when hidden is needed",
+              {f"{layer}/{index}/probability": ours, f"{layer}/{kernel}/response": response,
+               "most_probable": probabilities.argmax(axis=-1)})
+
+
 def main():
-    names = ("kernels", "blocks", "comparison", "top9")
+    names = ("kernels", "blocks", "comparison", "top9", "occlusion")
     options = utils.read_options(globals(), names, {"inceptionv3": network()})
-    models = {"inceptionv3": build(options.weights, options.seed, "predictions" in options.layers["inceptionv3"])}
+    models = {"inceptionv3": build(options.weights, options.seed, {"predictions", "occlusion"} & {*options.layers["inceptionv3"], *options.figures})}
     preprocess = utils.import_keras().applications.inception_v3.preprocess_input  # to [-1, 1], RGB
-    single = {"kernels": draw_kernels, "blocks": draw_blocks}
+    single = {"kernels": draw_kernels, "blocks": draw_blocks, "occlusion": draw_occlusion}
     looks = {name: [] for name in models}
 
     def prepare(pixels):

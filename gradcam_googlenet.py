@@ -9,6 +9,7 @@ auxiliary classifiers; ImageNet top-1 69.8 %. `--weights` also takes their incep
 checkpoint), the archive that it comes in, an .npz with the same variable names, or `tiny`: the weights bundled in
 Image/, which know 81 of the 1000 classes and need no download.
 """
+import functools
 import shutil
 import tarfile
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import utils
 
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
-FIGURES = ["all"]      # layers, classes, negative, one_class, kernels, guided
+FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these and trust; all for all
 LAYERS = ["all"]       # all: the 3 stem convolutions and the 9 modules; see --list-layers. One-layer figures: the last
 CLASSES = ["top4"]     # indices, WordNet ids, names, top4 for the four most probable; `layers` and `one_class`: the first
 KERNELS = ["top9"]     # kernel numbers for the figure `kernels`, or top9 for the nine with the strongest response
@@ -205,11 +206,33 @@ def draw_guided(look):
               look.evidence | {f"guided/{index}": saliency for index, saliency in zip(look.classes, guided)})
 
 
+def draw_trust(look, control):
+    """Can the maps be believed? Deletion and insertion against chance, and the same network with its weights drawn anew.
+
+    control: such a network (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change does not explain).
+    """
+    rows, arrays = [], dict(look.evidence)
+    drawn_anew = utils.ForwardPass(control, look.x).grad_cam([look.last], look.classes)[look.last].numpy()
+    for (index, cam), anew in zip(look.cams.items(), drawn_anew):
+        if not cam.max() > 0:
+            rows += [[look.heat(cam, look.title(index))], f"No pixel speaks for {utils.class_name(index)}: no map to test."]
+            continue
+        trial, same = utils.put_to_the_test(look.model, look.x, cam, index, look.last), utils.rank_correlation(cam, anew)
+        rows += [[look.heat(cam, look.title(index)), utils.curve_tile(trial, "deletion"),
+                  utils.curve_tile(trial, "insertion"), look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")],
+                 utils.verdict(trial, utils.class_name(index))]
+        arrays |= {f"{look.last}/{index}/{key}": value for key, value in trial._asdict().items()}
+        arrays |= {f"{look.last}/{index}/control": anew, f"{look.last}/{index}/rank_correlation": same}
+    look.save("trust", rows, f"{look.last} · deletion: lower is better, insertion: higher is better", arrays)
+
+
 def main():
     figures = {"layers": draw_layers, "classes": draw_classes, "negative": draw_negative,
-               "one_class": draw_one_class, "kernels": draw_kernels, "guided": draw_guided}
+               "one_class": draw_one_class, "kernels": draw_kernels, "guided": draw_guided,
+               "trust": lambda look: draw_trust(look, control())}
     options = utils.read_options(globals(), figures, {"googlenet": network()}, builtin_weights=("tiny",))
     model = build(options.weights, options.seed)
+    control = functools.cache(lambda: build("random", options.seed + 1))
     preprocess = utils.import_keras().applications.inception_v3.preprocess_input  # to [-1, 1], RGB
     for photo in utils.photographs(options):
         look = utils.Look("GoogLeNet", model, photo, utils.network_input(photo.pixels, 224, preprocess), options)

@@ -15,6 +15,7 @@ import collections
 import contextlib
 import csv
 import difflib
+import fnmatch
 import functools
 import hashlib
 import itertools
@@ -65,6 +66,8 @@ OPTIONS = {  # constant: (how its option is read, what --help says)
     "KERNELS": (_words, "kernel numbers from 0, separated by commas, or top9 for the strongest"),
     "MODE": (str, "max: the strongest position of a kernel's map; all: the whole map"),
     "WEIGHTS": (str, "imagenet (published, downloaded once), random, a weights file, or a folder of published files"),
+    "PATCH": (int, "width of the grey square of the figure occlusion, in pixels of the network's input"),
+    "STRIDE": (int, "how far the square is moved at a time"),
     "SEED": (int, "seed of --weights random"),
     "OUTPUT": (Path, "folder for the results"),
     "COLORMAP": (str, "an OpenCV colour map"),
@@ -105,6 +108,9 @@ def read_options(script, figures, networks, builtin_weights=()):
     if "CLASSES" in script:
         options.classes = [read_class(word) for word in options.classes]
     options.kernels = _kernel_words(options.kernels, options.layers, networks)
+    for name in {"PATCH", "STRIDE"} & script.keys():
+        if not 1 <= getattr(options, name.lower()) <= 224:
+            raise UserError(f"{name.lower()} {getattr(options, name.lower())}: from 1 to 224 pixels")
     if "MODE" in script:
         options.mode = check_words([options.mode], ("max", "all"), "mode")[0]
     if options.weights not in ("imagenet", "random", *builtin_weights):
@@ -151,15 +157,19 @@ def _near(word, known):
 
 
 def _layers_of(words, networks):
-    """Which of the named layers each network draws: {network: names}."""
+    """Which of the named layers, shell wildcards among them, each network draws: {network: names}."""
     if list(words) == ["all"]:
         return {name: list(network.all) for name, network in networks.items()}
-    check_words(words, dict.fromkeys(itertools.chain(*(network.widths for network in networks.values()))), "layer")
-    chosen = {name: [word for word in dict.fromkeys(words) if word in network.widths]
+    known = dict.fromkeys(itertools.chain(*(network.widths for network in networks.values())))
+    for word in words:
+        if not fnmatch.filter(known, word):
+            raise UserError(f"unknown layer {word!r}{_near(word, known)}")
+    chosen = {name: list(dict.fromkeys(itertools.chain(*(fnmatch.filter(network.widths, word) for word in words))))
               for name, network in networks.items()}
     for name, layers in chosen.items():
         if not layers:
-            raise UserError(f"{name} has no layer {', '.join(words)}{_near(words[0], networks[name].widths)}")
+            raise UserError(f"{name} has no layer {', '.join(words) or 'without a name'}"
+                            + (_near(words[0], networks[name].widths) if words else ""))
     return chosen
 
 
@@ -428,14 +438,16 @@ def weights_file(weights, published, hints=("random",)):
         if not found:
             raise UserError(f"the folder {path} holds no {' or '.join(file.name for file in published)}")
         return found[0]
-    cache = Path(keras.config.keras_home()) / "models"
+    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    cache = home / "models"
     file = next((file for file in published if (cache / file.name).is_file()), published[-1])
     try:
-        return Path(keras.utils.get_file(file.name, file.url, cache_subdir="models", file_hash=file.hash))
+        return Path(keras.utils.get_file(
+            file.name, file.url, cache_dir=str(home), cache_subdir="models", file_hash=file.hash))
     except Exception as error:
         raise UserError(
             f"the published weights {file.name} are not in {cache} and could not be fetched from {file.url} "
-            f"({first_line(error)}): put the file there by hand, or go on with "
+            f"({first_line(error).rpartition(' -- ')[2]}): put the file there by hand, or go on with "
             + " or ".join(f"--weights {hint}" for hint in (*hints, "PATH"))) from error
 
 
@@ -925,6 +937,121 @@ def deconvnet(model, x, layer, kernels, mode="max"):
     return ForwardPass(model, x).deconvnet(layer, kernels, mode)
 
 
+@functools.lru_cache(maxsize=4)
+def _predictor(model, layer):
+    """A traced function: inputs (N, H, W, 3) -> (logits (N, classes), summed response of the layer's kernels (N, K))."""
+    import tensorflow as tf
+    network = import_keras().Model(model.inputs, [model.output, model.get_layer(layer).output])
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)])
+    def predict(x):
+        logits, maps = network(x, training=False)
+        return logits, tf.reduce_sum(maps, axis=tuple(range(1, maps.shape.rank - 1)))
+
+    return predict
+
+
+def predict_many(model, inputs, total, layer, batch=16):
+    """Probabilities (total, classes) and summed responses of a layer's kernels (total, K) of an iterable of inputs.
+
+    inputs: `total` arrays float32 (H, W, 3), made as they are needed.
+    """
+    inputs, answers = iter(inputs), []
+    for _ in progress(range(0, total, batch), -(-total // batch)):
+        answers.append(_predictor(model, layer)(np.stack(list(itertools.islice(inputs, batch)))))
+    logits, sums = (np.concatenate(parts) for parts in zip(*answers))
+    return softmax(logits), sums
+
+
+class Trial(NamedTuple):
+    """A heat map put to the test: a class's probability as pixels leave or enter, in the order of heat and at random."""
+
+    shares: np.ndarray  # (21,), share of the pixels that have left or entered
+    deletion: np.ndarray  # (21,)
+    insertion: np.ndarray  # (21,)
+    random_deletion: np.ndarray  # (orders, 21)
+    random_insertion: np.ndarray  # (orders, 21)
+
+
+def put_to_the_test(model, x, cam, index, layer, orders=4, seed=0):
+    """Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421, section 4) of a class's map, as a Trial.
+
+    The pixels of x, float32 (1, H, W, 3), leave for grey (zero, the mean of what the network knows), or enter a blurred
+    x, the warmest of the signed map cam first, in steps of 5 %; for comparison in random order of patches, 7 by 7.
+    194 forward passes with four random orders.
+    """
+    height, width = x.shape[1:3]
+    generator, shares = np.random.default_rng(seed), np.linspace(0, 1, 21)
+    heats = [cv2.resize(np.asarray(cam), (width, height), interpolation=cv2.INTER_CUBIC)]
+    heats += [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST) for _ in range(orders)]
+    blurred, grey = cv2.GaussianBlur(x[0], (11, 11), 5), np.zeros_like(x[0])
+
+    def pictures():
+        for start, end in ((x[0], grey), (blurred, x[0])):
+            yield from (start, end)
+            for heat in heats:
+                order = np.argsort(-heat.ravel(), kind="stable")
+                for share in shares[1:-1]:
+                    picture = start.copy().reshape(-1, start.shape[-1])
+                    changed = order[: round(share * order.size)]
+                    picture[changed] = end.reshape(picture.shape)[changed]
+                    yield picture.reshape(start.shape)
+
+    inner = len(shares) - 2
+    half = 2 + len(heats) * inner
+    probabilities = predict_many(model, pictures(), 2 * half, layer)[0][:, index].reshape(2, half)
+    curves = np.stack([np.concatenate([np.repeat(first, len(heats))[:, None], rest.reshape(len(heats), inner),
+                                       np.repeat(last, len(heats))[:, None]], axis=1)
+                       for first, last, rest in ((part[0], part[1], part[2:]) for part in probabilities)])
+    return Trial(shares, curves[0, 0], curves[1, 0], curves[0, 1:], curves[1, 1:])
+
+
+def area(curve):
+    """The area under one curve, or several, over shares from 0 to 1 in equal steps."""
+    return ((curve[..., 1:] + curve[..., :-1]) / 2).mean(axis=-1)
+
+
+def verdict(trial, name):
+    """What deletion says of a map, in one sentence."""
+    before, after, chance = trial.deletion[0], trial.deletion[4], trial.random_deletion[:, 4]
+    mean, spread = chance.mean(), chance.std()
+    found = "beats chance" if after < mean - spread else "does worse than chance" if after > mean + spread \
+        else "does no better than chance"
+    return (f"Without the warmest 20 % of the pixels the probability of {name} {'falls' if after < before else 'rises'} "
+            f"from {before:.2f} to {after:.2f}; without a random 20 % to {mean:.2f} ± {spread:.2f}: the map {found}.")
+
+
+def rank_correlation(first, second):
+    """Spearman's rank correlation of two maps, equal values sharing their mean rank; NaN where one is constant."""
+    ranks = []
+    for values in (first, second):
+        _, places, counts = np.unique(np.asarray(values).ravel(), return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[places])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(*ranks)[0, 1])
+
+
+def occlusion(model, x, layer, patch, stride):
+    """A grey square slid over the input (Zeiler and Fergus 2013, section 4.2): (probabilities, responses).
+
+    x: float32 (1, H, W, 3). The square, `patch` pixels wide, is centred on every cell of a grid of `stride` pixels and
+    cut off at the edges; grey is zero. probabilities: (h, w, classes); responses: (h, w, K), the sum of each kernel's
+    map in the layer; h and w are H and W over stride, rounded up.
+    """
+    height, width = x.shape[1:3]
+    rows, columns = range(stride // 2, height, stride), range(stride // 2, width, stride)
+
+    def pictures():
+        for y, x_ in itertools.product(rows, columns):
+            picture = x[0].copy()
+            top, left = max(y - patch // 2, 0), max(x_ - patch // 2, 0)
+            picture[top:y - patch // 2 + patch, left:x_ - patch // 2 + patch] = 0
+            yield picture
+
+    answers = predict_many(model, pictures(), len(rows) * len(columns), layer)
+    return tuple(answer.reshape(len(rows), len(columns), -1) for answer in answers)
+
+
 class Strongest(NamedTuple):
     """What a scan of many photographs found, for every kernel of a layer."""
 
@@ -1055,7 +1182,7 @@ class Look:
     """
 
     def __init__(self, label, model, photo, x, options, channels="RGB"):
-        self.label, self.name, self.photo, self.x, self.options = label, label.lower(), photo, x, options
+        self.model, self.label, self.name, self.photo, self.x, self.options = model, label, label.lower(), photo, x, options
         self.seen, self.channels = ForwardPass(model, x), channels
         self.logits = self.seen.output[0].numpy() if self.seen.output.shape.rank == 2 else None
         self.image = fit(photo.pixels, TILE)
@@ -1173,6 +1300,53 @@ def class_name(index):
     return f"{name} ({index}, {synset})"
 
 
+def plot(draw, width, height):
+    """What `draw(axes)` draws with matplotlib, as an image uint8 (height, width, 3), RGB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    draw(figure.subplots())
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def curve_tile(trial, kind):
+    """A Trial's `deletion` or `insertion` curve over the mean and spread of the random ones, as a tile."""
+    curve, chance = getattr(trial, kind), getattr(trial, f"random_{kind}")
+
+    def draw(axes):
+        mean, spread = chance.mean(axis=0), chance.std(axis=0)
+        axes.fill_between(trial.shares, mean - spread, mean + spread, color="0.85")
+        axes.plot(trial.shares, mean, color="0.5", label="at random")
+        axes.plot(trial.shares, curve, color="C3", label="warmest first")
+        axes.set(xlim=(0, 1), ylim=(0, max(curve.max(), (mean + spread).max()) * 1.05 + 1e-6),
+                 xlabel=f"share of pixels {'deleted' if kind == 'deletion' else 'inserted'}", ylabel="probability")
+        axes.legend(frameon=False, fontsize=8)
+
+    return Tile(plot(draw, TILE, 220), f"{kind}: area {area(curve):.3f}\nat random {area(chance).mean():.3f} "
+                                       f"± {area(chance).std():.3f}")
+
+
+def class_map(indices, image):
+    """A map (h, w) of class indices over a picture, a colour a class, and its legend: two tiles."""
+    import matplotlib
+    classes, places, counts = np.unique(indices, return_inverse=True, return_counts=True)
+    colours = np.array([matplotlib.colormaps["tab10"](place % 10)[:3] for place in range(len(classes))])
+    picture = np.uint8(colours[places.reshape(indices.shape)] * 255)
+    picture = cv2.resize(picture, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    frequent = np.argsort(-counts, kind="stable")[:10]
+
+    def legend(axes):
+        axes.set_axis_off()
+        for place in frequent:
+            axes.scatter([], [], marker="s", color=colours[place], label=class_name(classes[place]))
+        axes.legend(loc="upper left", frameon=False, fontsize=8)
+
+    count = f"{len(classes)} classes" + (", the ten most frequent" if len(classes) > 10 else "")
+    return [Tile(cv2.addWeighted(picture, 0.5, image, 0.5, 0), "most probable class"), Tile(plot(legend, TILE, 220), count)]
+
+
 def wrap(tiles, columns):
     """Tiles in rows of so many columns."""
     return [tiles[start:start + columns] for start in range(0, len(tiles), columns)]
@@ -1191,26 +1365,33 @@ def mosaic(images, columns=3, cell=120):
 
 def beside(tile, rows):
     """A tile in front of the first row, the others moved along."""
-    return [[tile if number == 0 else None, *row] for number, row in enumerate(rows)]
+    rows = list(rows)
+    return [[tile, *rows[0]], *(row if isinstance(row, str) else [None, *row] for row in rows[1:])]
 
 
 def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     """Lay tiles out in rows and write them as a JPEG, and `arrays`, if given, as .npz beside it; print the paths.
 
-    rows: lists of Tile or None for a gap. heading: bold, first line; note: below it. colorbar: a colour map whose scale,
+    rows: lists of Tile or None for a gap; a str is a line of text. heading: bold, first line; note: below it. colorbar: a colour map whose scale,
     from 0 to the maximum that each title gives, is drawn beside the tiles. Files appear whole or not at all; UserError where they cannot be written.
     """
     from matplotlib.figure import Figure
     gap, line, margin = 12, 16, 16
-    tiles = [tile for row in rows for tile in row if tile]
+    tiles = [tile for row in rows if not isinstance(row, str) for tile in row if tile]
     cell = max(max(tile.image.shape[1], *(7 * len(text) for text in tile.title.split("\n"))) for tile in tiles)
-    columns = max(map(len, rows))
+    columns = max(len(row) for row in rows if not isinstance(row, str))
     width = max(2 * margin + columns * (cell + gap) - gap, 480) + (60 if colorbar is not None else 0)
     notes = textwrap.wrap(note, (width - 2 * margin) // 7) if note else []
     headings = textwrap.wrap(heading, (width - 2 * margin) // 10)
     top = margin + 22 * len(headings) + line * len(notes) + gap
     texts, images, y = [], [], top
     for row in rows:
+        if isinstance(row, str):
+            sentence = textwrap.wrap(row, (width - 2 * margin) // 7)
+            y += line * len(sentence)
+            texts.append((margin, y - 4, "\n".join(sentence), 9, "normal"))
+            y += gap
+            continue
         shown = [(column, tile) for column, tile in enumerate(row) if tile]
         lines = max(tile.title.count("\n") + 1 if tile.title else 0 for _, tile in shown)
         y += line * lines + 4
