@@ -102,7 +102,8 @@ def compare_ways(look):
         rows.append([look.response(layer, kernel), *(look.grey(ways[way][place], way) for way in ways)])
         arrays[f"{layer}/{kernel}"] = ways["DeconvNet, max"][place]
         arrays |= {f"{layer}/{kernel}/{way}": ways[way][place] for way in ways}
-    look.save("comparison", utils.beside(look.original, rows), f"{layer} · each picture on its own scale, zero is grey", arrays)
+    look.save("comparison", utils.beside(look.original, rows), f"{layer} · each picture on its own scale",
+              arrays)
 
 
 def compare_photos(looks, total):
@@ -154,7 +155,7 @@ def draw_top9(found, paths, see, options):
 
 
 def draw_occlusion(look):
-    """Zeiler and Fergus, figure 7: what becomes of the class and of the strongest kernel where a grey square hides a part."""
+    """Zeiler and Fergus, figure 7: class and strongest kernel where a grey square hides a part."""
     layer, index, kernel = look.last, look.classes[0], look.seen.strongest(look.last, 1)[0]
     probabilities, responses = utils.occlusion(look.model, look.x, layer, look.options.patch, look.options.stride)
     ours, response = probabilities[..., index], responses[..., kernel]
@@ -163,8 +164,8 @@ def draw_occlusion(look):
              *utils.class_map(probabilities.argmax(axis=-1), look.image),
              look.feature(response, f"{layer} kernel {kernel}\nsummed response, min {response.min():.3g}", over=True),
              look.grey(look.seen.deconvnet(layer, [kernel], look.options.mode)[0], f"kernel {kernel}, projection")]
-    look.save("occlusion", utils.wrap(tiles, 3), f"a grey square of {look.options.patch} pixels, centred on each point of "
-              "the maps: what is cold there when hidden is needed",
+    look.save("occlusion", utils.wrap(tiles, 3), 
+              f"a grey square of {look.options.patch} pixels, centred on each point of the maps: what is cold is needed",
               {f"{layer}/{index}/probability": ours, f"{layer}/{kernel}/response": response,
                "most_probable": probabilities.argmax(axis=-1)})
 
@@ -172,33 +173,44 @@ def draw_occlusion(look):
 def main():
     names = ("kernels", "blocks", "comparison", "top9", "occlusion")
     options = utils.read_options(globals(), names, {"inceptionv3": network()})
-    models = {"inceptionv3": build(options.weights, options.seed, {"predictions", "occlusion"} & {*options.layers["inceptionv3"], *options.figures})}
+    classifier = bool({"predictions", "occlusion"} & {*options.layers["inceptionv3"], *options.figures})
+    models = {"inceptionv3": build(options.weights, options.seed, classifier)}
     preprocess = utils.import_keras().applications.inception_v3.preprocess_input  # to [-1, 1], RGB
     single = {"kernels": draw_kernels, "blocks": draw_blocks, "occlusion": draw_occlusion}
-    looks = {name: [] for name in models}
 
     def prepare(pixels):
         return utils.network_input(pixels, 299, preprocess)
 
-    def see(path, name):
-        photo = utils.Photo(path, options.stems[path], utils.read_photo(path))
+    def see(photo, name):
         return utils.Look(LABELS[name], models[name], photo, prepare(photo.pixels), options)
 
-    if options.figures != ["top9"]:
-        for photo in utils.photographs(options):
+    def see_path(name, path):
+        return see(utils.Photo(path, options.stems[path], utils.read_photo(path), {}), name)
+
+    wanted = [figure for figure in options.figures if figure in single]
+    compare = [name for name in models if "comparison" in options.figures
+               and not utils.is_done(options, options.group, name, "comparison")]
+    looks, interrupted = {name: [] for name in compare}, False
+    if wanted or compare:
+        for photo in utils.photographs(options, wanted):
             for name in models:
-                look = see(photo.path, name)
-                for figure in [figure for figure in options.figures if figure in single]:
-                    single[figure](look)
-                looks[name] += [look] if "comparison" in options.figures and len(looks[name]) < COMPARED else []
-    interrupted = False
+                figures = [figure for figure, names in photo.left.items() if name in names]
+                kept = name in compare and len(looks[name]) < COMPARED
+                if figures or kept:
+                    look = see(photo, name)
+                    looks[name] += [look] if kept else []
+                    for figure in figures:
+                        single[figure](look)
+    for name in compare:
+        if len(looks[name]) > 1:
+            compare_photos(looks[name], len(options.images))
+        elif looks[name]:
+            compare_ways(looks[name][0])
     for name, model in models.items():
-        if "comparison" in options.figures:
-            compare_photos(looks[name], len(options.images)) if len(looks[name]) > 1 else compare_ways(looks[name][0])
-        if "top9" in options.figures:
+        if "top9" in options.figures and not utils.is_done(options, options.group, name, "top9"):
             paths = [path for path in options.images if path not in options.skipped]
             found = utils.strongest_photos(model, options.layers[name][-1], paths, prepare)
-            draw_top9(found, paths, functools.partial(see, name=name), options)
+            draw_top9(found, paths, functools.partial(see_path, name), options)
             options.skipped += found.unreadable
             interrupted |= found.interrupted
     return 130 if interrupted else 1 if options.skipped else 0

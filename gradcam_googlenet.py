@@ -12,6 +12,8 @@ Image/, which know 81 of the 1000 classes and need no download.
 import functools
 import shutil
 import tarfile
+import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ COLORMAP = "jet"       # any of OpenCV's: jet, turbo, viridis, inferno …
 PUBLISHED = utils.Published(
     "https://storage.googleapis.com/download.tensorflow.org/models/inception_v1_2016_08_28.tar.gz",
     "7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6")
+LIMIT = 2**27  # bytes that an archive of these weights, 27 MB, may unpack to
 TINY = utils.HERE / "Image" / "googlenet_tiny_imagenet.npz"
 STEM = {"Conv2d_1a_7x7": 64, "Conv2d_2b_1x1": 64, "Conv2d_2c_3x3": 192}
 MODULES = {  # 1x1 | 1x1 then 3x3 | 1x1 then 3x3 | pool then 1x1
@@ -102,31 +105,26 @@ def variables(model):
                     "InceptionV1/Logits/Conv2d_0c_1x1/biases": (logits.bias, (1001,))}
 
 
-def unpack(archive):
-    """The checkpoint from the archive, laid beside it; nothing else in the archive is touched."""
-    checkpoint = archive.with_name("inception_v1.ckpt")
-    if not checkpoint.is_file() or checkpoint.stat().st_mtime < archive.stat().st_mtime:
-        with tarfile.open(archive) as tar:
-            member = tar.getmember("inception_v1.ckpt")
-            if not member.isfile() or member.size > 2**27:
-                raise ValueError("its inception_v1.ckpt is no file of the expected size")
-            part = checkpoint.with_suffix(".part")
-            with tar.extractfile(member) as packed, open(part, "wb") as file:
-                shutil.copyfileobj(packed, file)
-            part.replace(checkpoint)
-    return checkpoint
-
-
-def stored_variables(path):
-    """What a weights file of TF-Slim holds: ({name: shape}, function name -> array)."""
+def stored_variables(path, names):
+    """The variables of those names in a file of TF-Slim's weights: {name: array}. Nothing is unpickled or run."""
     import tensorflow as tf
     if path.suffix == ".npz":
-        arrays = np.load(path, allow_pickle=False)
-        return {name: arrays[name].shape for name in arrays.files}, arrays.__getitem__
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > LIMIT:
+                raise ValueError("it unpacks to more than a GoogLeNet")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names if name in arrays.files}
     if path.name.endswith((".tar.gz", ".tgz")):
-        path = unpack(path)
+        with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
+            member = archive.getmember("inception_v1.ckpt")
+            if not member.isfile() or member.size > LIMIT:
+                raise ValueError("its inception_v1.ckpt is no file of the expected size")
+            unpacked = Path(folder) / "inception_v1.ckpt"
+            with archive.extractfile(member) as packed, open(unpacked, "wb") as file:
+                shutil.copyfileobj(packed, file)
+            return stored_variables(unpacked, names)
     checkpoint = tf.train.load_checkpoint(str(path).removesuffix(".index"))
-    return checkpoint.get_variable_to_shape_map(), checkpoint.get_tensor
+    return {name: checkpoint.get_tensor(name) for name in names if checkpoint.has_tensor(name)}
 
 
 def build(weights, seed):
@@ -140,11 +138,12 @@ def build(weights, seed):
         utils.load_weights(model, path)
         return model
     try:
-        shapes, read = stored_variables(path)
-        for name, (variable, shape) in variables(model).items():
-            if tuple(shapes.get(name, ())) != shape:
-                raise ValueError(f"{name} should be {shape}, is {shapes.get(name, 'missing')}")
-            array = np.asarray(read(name), np.float32)
+        wanted = variables(model)
+        stored = stored_variables(path, wanted)
+        for name, (variable, shape) in wanted.items():
+            if name not in stored or stored[name].shape != shape:
+                raise ValueError(f"{name} should be {shape}, is {stored[name].shape if name in stored else 'missing'}")
+            array = stored[name].astype(np.float32)
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} holds numbers that are not finite")
             if "Logits" in name:  # drop «background», the first of 1001: class c is index c + 1
@@ -234,9 +233,9 @@ def main():
     model = build(options.weights, options.seed)
     control = functools.cache(lambda: build("random", options.seed + 1))
     preprocess = utils.import_keras().applications.inception_v3.preprocess_input  # to [-1, 1], RGB
-    for photo in utils.photographs(options):
+    for photo in utils.photographs(options, options.figures):
         look = utils.Look("GoogLeNet", model, photo, utils.network_input(photo.pixels, 224, preprocess), options)
-        for figure in options.figures:
+        for figure in photo.left:
             figures[figure](look)
     return 1 if options.skipped else 0
 

@@ -134,9 +134,9 @@ def main():
     model = build(options.weights, options.seed)
     control = functools.cache(lambda: build("random", options.seed + 1))
     preprocess = utils.import_keras().applications.resnet50.preprocess_input  # to BGR, less the ImageNet mean
-    for photo in utils.photographs(options):
+    for photo in utils.photographs(options, options.figures):
         look = utils.Look("ResNet50", model, photo, utils.network_input(photo.pixels, 224, preprocess), options, "BGR")
-        for figure in options.figures:
+        for figure in photo.left:
             figures[figure](look)
     return 1 if options.skipped else 0
 

@@ -115,15 +115,16 @@ def main():
     models = {name: utils.build_vgg(name, options.weights, options.seed) for name in options.models}
     control = functools.cache(lambda name: utils.build_vgg(name, "random", options.seed + 1))
     preprocess = utils.import_keras().applications.vgg16.preprocess_input  # to BGR, less the ImageNet mean
-    for photo in utils.photographs(options):
+    both = ["vgg"] if len(models) > 1 else options.models  # `layers` shows both in one picture
+    for photo in utils.photographs(options, options.figures, lambda figure: both if figure == "layers" else options.models):
         x = utils.network_input(photo.pixels, 224, preprocess)
         looks = [utils.Look(name.upper(), model, photo, x, options, "BGR") for name, model in models.items()]
-        for figure in options.figures:
+        for figure, names in photo.left.items():
             if figure == "layers":
                 draw_layers(looks)
-                continue
             for look in looks:
-                figures[figure](look)
+                if figure != "layers" and look.name in names:
+                    figures[figure](look)
     return 1 if options.skipped else 0
 
 

@@ -18,8 +18,10 @@ import difflib
 import fnmatch
 import functools
 import hashlib
+import io
 import itertools
 import os
+import re
 import sys
 import tempfile
 import textwrap
@@ -95,6 +97,7 @@ def read_options(script, figures, networks, builtin_weights=()):
             shown = ",".join(map(str, default)) if isinstance(default, list) else default
             parser.add_argument(f"--{name.lower()}", type=read, default=default, help=f"{text} (default: {shown})")
     parser.add_argument("--arrays", action="store_true", default=script["ARRAYS"], help="also save the numbers, as .npz")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out what is in OUTPUT already")
     parser.add_argument("--list-layers", action="store_true", help="print the layer names that may be given, and stop")
     options = parser.parse_args()
     options.models = check_words(getattr(options, "models", list(networks)), networks, "model")
@@ -189,13 +192,27 @@ def _kernel_words(words, layers, networks):
     return [int(word) for word in dict.fromkeys(words)]
 
 
+class _Chatter(io.TextIOBase):
+    """Where libraries' progress bars go: stderr, in colours on a terminal only, and not where NO_COLOR is set."""
+
+    def write(self, text):
+        plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR")
+        return sys.stderr.write(re.sub(r"\x1b\[[0-9;]*m", "", text) if plain else text)
+
+    def flush(self):
+        sys.stderr.flush()
+
+    def isatty(self):
+        return sys.stderr.isatty()
+
+
 def run(main):
     """Call a script's main and end the program with the exit code it returns, 2 for a UserError, 130 for Ctrl-C.
 
     What libraries print on stdout (progress bars, say) goes to stderr: stdout is the list of files written.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(_Chatter()):
             code = main()
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -220,11 +237,15 @@ def progress(items, total):
 
 
 class Photo(NamedTuple):
-    """A photograph: where it lies, what its results are called, and its pixels, uint8 (H, W, 3), RGB."""
+    """A photograph: where it lies, what its results are called, and its pixels, uint8 (H, W, 3), RGB.
+
+    left: {figure: names of the networks for which it is still to be drawn}
+    """
 
     path: Path
     stem: str
     pixels: np.ndarray
+    left: dict
 
 
 def find_photos(paths):
@@ -304,22 +325,44 @@ def resize(image, width, height):
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def photographs(options):
+def photographs(options, figures, names=None):
     """Each photograph of options.images as a Photo; one of several that cannot be read is named and skipped.
 
+    figures: those drawn of each photograph. names: figure -> the words for the network in its file names; by default
+    the networks. With --skip-existing what is there already is left out, and not read where nothing is left.
     Skipped paths are collected in options.skipped. UserError where none of them can be read.
     """
-    several = len(options.images) > 1
-    for path in progress(options.images, len(options.images)) if several else options.images:
-        try:
-            yield Photo(path, options.stems[path], read_photo(path))
-        except UserError as error:
-            if not several:
-                raise
-            print(f"skipped: {error}", file=sys.stderr)
-            options.skipped.append(path)
+    several, drawn, there = len(options.images) > 1, 0, 0
+    try:
+        for path in progress(options.images, len(options.images)) if several else options.images:
+            left = {figure: [name for name in (names(figure) if names else options.models)
+                             if not is_done(options, options.stems[path], name, figure)] for figure in figures}
+            left = {figure: missing for figure, missing in left.items() if missing}
+            if figures and not left:
+                there += 1
+                continue
+            try:
+                photo = Photo(path, options.stems[path], read_photo(path), left)
+            except UserError as error:
+                if not several:
+                    raise
+                print(f"skipped: {error}", file=sys.stderr)
+                options.skipped.append(path)
+                continue
+            yield photo
+            drawn += 1
+    finally:
+        if several:
+            print(f"{len(options.images)} photographs: {drawn} done, {there} there already, {len(options.skipped)} "
+                  "unreadable", file=sys.stderr)
     if len(options.skipped) == len(options.images):
         raise UserError(f"none of the {len(options.images)} photographs could be read")
+
+
+def is_done(options, stem, name, figure):
+    """Whether --skip-existing finds a figure, and its arrays where they are wanted, there already."""
+    path = options.output / f"{stem}_{name}_{figure}.jpg"
+    return options.skip_existing and path.exists() and (path.with_suffix(".npz").exists() or not options.arrays)
 
 
 def network_input(pixels, size, preprocess):
@@ -941,7 +984,7 @@ def deconvnet(model, x, layer, kernels, mode="max"):
 def _predictor(model, layer):
     """A traced function: inputs (N, H, W, 3) -> (logits (N, classes), summed response of the layer's kernels (N, K))."""
     import tensorflow as tf
-    network = import_keras().Model(model.inputs, [model.output, model.get_layer(layer).output])
+    network = import_keras().Model(model.inputs[0], [model.output, model.get_layer(layer).output])
 
     @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)])
     def predict(x):
@@ -1075,7 +1118,7 @@ def strongest_photos(model, layer, paths, prepare, count=9, batch=16, strategy=N
     if strategy is None:
         several = len(tf.config.list_logical_devices("GPU")) > 1
         strategy = tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
-    network = keras.Model(model.inputs, model.get_layer(layer).output)
+    network = keras.Model(model.inputs[0], model.get_layer(layer).output)
     if strategy.num_replicas_in_sync > 1:
         with strategy.scope():
             weights, network = network.get_weights(), keras.models.clone_model(network)
@@ -1444,3 +1487,6 @@ def _make_folder(path):
         raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
     if not os.access(path, os.W_OK):
         raise UserError(f"cannot write into the folder {path}")
+    for part in path.glob(".*.part"):  # what a killed run left behind
+        if time.time() - part.stat().st_mtime > 60:
+            part.unlink(missing_ok=True)
