@@ -33,12 +33,12 @@ WAYS = {  # of bringing a kernel down: mode, rule (see utils.ForwardPass)
     "DeconvNet, max": ("max", "deconvnet"), "DeconvNet, all": ("all", "deconvnet"),
     "guided backpropagation": ("max", "guided"), "plain gradient": ("max", "gradient")}
 
-BASE = "https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels"
+BASE = f"{utils.KERAS_APPLICATIONS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels"
 PUBLISHED = [utils.Published(f"{BASE}.h5", "9a0d58056eeedaa3f26cb7ebd46da564"),  # with the classifier, and without
              utils.Published(f"{BASE}_notop.h5", "bcbd6486424b2319ff4ef7d526e38f63")]
 CONVOLUTIONS = (  # the kernels of conv2d, conv2d_1 … conv2d_93 in Keras's order; a batch norm and a ReLU follow each
-    [32, 32, 64, 80, 192] + [64, 48, 64, 64, 96, 96, 32] + 2 * [64, 48, 64, 64, 96, 96, 64] + [384, 64, 96, 96]  # to mixed3
-    + [192, 128, 128, 192] + 4 * [128] + [192, 192] + 2 * ([192, 160, 160, 192] + 4 * [160] + [192, 192])  # to mixed6
+    [32, 32, 64, 80, 192] + [64, 48, 64, 64, 96, 96, 32] + 2 * [64, 48, 64, 64, 96, 96, 64] + [384, 64, 96, 96]
+    + [192, 128, 128, 192] + 4 * [128] + [192, 192] + 2 * ([192, 160, 160, 192] + 4 * [160] + [192, 192])
     + 10 * [192] + [192, 320] + 4 * [192] + 2 * [320, 384, 384, 384, 448, 384, 384, 384, 192])
 MODULES = dict(zip((f"mixed{number}" for number in range(11)), [256, 288, 288] + 5 * [768] + [1280, 2048, 2048]))
 
@@ -120,7 +120,7 @@ def compare_photos(looks, total):
             arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
         rows.append(row)
     utils.save_figure(options, options.group, first.label, "comparison", rows,
-                      f"{layer} · mode {options.mode} · {len(looks)} of {total} photographs · one colour scale a row",
+                      f"{layer} · mode {options.mode} · {len(looks)} of {total} photographs · a scale a row",
                       utils.prefix(first.name, arrays))
 
 
@@ -165,7 +165,7 @@ def draw_occlusion(look):
              look.feature(response, f"{layer} kernel {kernel}\nsummed response, min {response.min():.3g}", over=True),
              look.grey(look.seen.deconvnet(layer, [kernel], look.options.mode)[0], f"kernel {kernel}, projection")]
     look.save("occlusion", utils.wrap(tiles, 3), 
-              f"a grey square of {look.options.patch} pixels, centred on each point of the maps: what is cold is needed",
+              f"a grey square of {look.options.patch} pixels is centred on each point of the maps: cold is needed",
               {f"{layer}/{index}/probability": ours, f"{layer}/{kernel}/response": response,
                "most_probable": probabilities.argmax(axis=-1)})
 

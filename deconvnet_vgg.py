@@ -95,7 +95,7 @@ def compare_photos(looks, total):
             arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
         rows.append(row)
     utils.save_figure(options, options.group, first.label, "comparison", rows,
-                      f"{layer} · mode {options.mode} · {len(looks)} of {total} photographs · one colour scale a row",
+                      f"{layer} · mode {options.mode} · {len(looks)} of {total} photographs · a scale a row",
                       utils.prefix(first.name, arrays))
 
 
@@ -140,7 +140,7 @@ def draw_occlusion(look):
              look.feature(response, f"{layer} kernel {kernel}\nsummed response, min {response.min():.3g}", over=True),
              look.grey(look.seen.deconvnet(layer, [kernel], look.options.mode)[0], f"kernel {kernel}, projection")]
     look.save("occlusion", utils.wrap(tiles, 3), 
-              f"a grey square of {look.options.patch} pixels, centred on each point of the maps: what is cold is needed",
+              f"a grey square of {look.options.patch} pixels is centred on each point of the maps: cold is needed",
               {f"{layer}/{index}/probability": ours, f"{layer}/{kernel}/response": response,
                "most_probable": probabilities.argmax(axis=-1)})
 

@@ -23,7 +23,7 @@ import utils
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
 FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these and trust; all for all
 LAYERS = ["all"]       # all: the 3 stem convolutions and the 9 modules; see --list-layers. One-layer figures: the last
-CLASSES = ["top4"]     # indices, WordNet ids, names, top4 for the four most probable; `layers` and `one_class`: the first
+CLASSES = ["top4"]     # indices, WordNet ids, names; top4: the four most probable. Figures of one class draw the first
 KERNELS = ["top9"]     # kernel numbers for the figure `kernels`, or top9 for the nine with the strongest response
 WEIGHTS = "imagenet"   # imagenet, tiny, random, a weights file, or a folder that holds the published one
 SEED = 0               # of random weights
@@ -172,7 +172,8 @@ def draw_classes(look):
 def draw_negative(look):
     """What speaks for a class beside what speaks against it: the last ReLU keeps the negative pixels instead."""
     rows = [[look.heat(cam, look.title(index), sign) for sign in (1, -1)] for index, cam in look.cams.items()]
-    look.save("negative", utils.beside(look.original, rows), f"{look.last} · left: for the class, right: against it", look.evidence)
+    look.save("negative", utils.beside(look.original, rows), f"{look.last} · left: for the class, right: against it",
+              look.evidence)
 
 
 def draw_one_class(look):
@@ -206,7 +207,7 @@ def draw_guided(look):
 
 
 def draw_trust(look, control):
-    """Can the maps be believed? Deletion and insertion against chance, and the same network with its weights drawn anew.
+    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew.
 
     control: such a network (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change does not explain).
     """
@@ -214,12 +215,15 @@ def draw_trust(look, control):
     drawn_anew = utils.ForwardPass(control, look.x).grad_cam([look.last], look.classes)[look.last].numpy()
     for (index, cam), anew in zip(look.cams.items(), drawn_anew):
         if not cam.max() > 0:
-            rows += [[look.heat(cam, look.title(index))], f"No pixel speaks for {utils.class_name(index)}: no map to test."]
+            rows.append([look.heat(cam, look.title(index))])
+            rows.append(f"No pixel speaks for {utils.class_name(index)}: nothing to test.")
             continue
-        trial, same = utils.put_to_the_test(look.model, look.x, cam, index, look.last), utils.rank_correlation(cam, anew)
-        rows += [[look.heat(cam, look.title(index)), utils.curve_tile(trial, "deletion"),
-                  utils.curve_tile(trial, "insertion"), look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")],
-                 utils.verdict(trial, utils.class_name(index))]
+        trial = utils.put_to_the_test(look.model, look.x, cam, index, look.last)
+        same = utils.rank_correlation(cam, anew)
+        rows.append([look.heat(cam, look.title(index)), utils.curve_tile(trial, "deletion"),
+                     utils.curve_tile(trial, "insertion"),
+                     look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")])
+        rows.append(utils.verdict(trial, utils.class_name(index)))
         arrays |= {f"{look.last}/{index}/{key}": value for key, value in trial._asdict().items()}
         arrays |= {f"{look.last}/{index}/control": anew, f"{look.last}/{index}/rank_correlation": same}
     look.save("trust", rows, f"{look.last} · deletion: lower is better, insertion: higher is better", arrays)

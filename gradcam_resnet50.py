@@ -15,7 +15,7 @@ import utils
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
 FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these and trust; all for all
 LAYERS = ["all"]       # all: the stem and the 16 blocks; any other of --list-layers. Figures of one layer draw the last
-CLASSES = ["top4"]     # indices, WordNet ids, names, top4 for the four most probable; `layers` and `one_class`: the first
+CLASSES = ["top4"]     # indices, WordNet ids, names; top4: the four most probable. Figures of one class draw the first
 KERNELS = ["top9"]     # kernel numbers for the figure `kernels`, or top9 for the nine with the strongest response
 WEIGHTS = "imagenet"   # imagenet, random, a weights file, or a folder that holds the published one
 SEED = 0               # of random weights
@@ -24,20 +24,21 @@ ARRAYS = False         # True: also save the numbers behind each figure, as .npz
 COLORMAP = "jet"       # any of OpenCV's: jet, turbo, viridis, inferno …
 
 PUBLISHED = utils.Published(
-    "https://storage.googleapis.com/tensorflow/keras-applications/resnet/resnet50_weights_tf_dim_ordering_tf_kernels.h5",
+    f"{utils.KERAS_APPLICATIONS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels.h5",
     "2cb95161c43110f7111970584f804107")
 STAGES = {"conv2": (3, 64), "conv3": (4, 128), "conv4": (6, 256), "conv5": (3, 512)}  # stage: blocks, width
 
 
 def network():
-    """The layers that the command line knows: the stem, and of each block every convolution, its batch norm and ReLU."""
+    """The layers that the command line knows: the stem, and every convolution, batch norm and ReLU of each block."""
     widths, ends = {"conv1_conv": 64, "conv1_bn": 64, "conv1_relu": 64, "pool1_pool": 64}, ["conv1_relu"]
     for stage, (blocks, width) in STAGES.items():
         for block in (f"{stage}_block{number}" for number in range(1, blocks + 1)):
             if block.endswith("block1"):
                 widths |= {f"{block}_0_{part}": 4 * width for part in ("conv", "bn")}  # the shortcut
             for number, wide in ((1, width), (2, width), (3, 4 * width)):
-                widths |= {f"{block}_{number}_{part}": wide for part in ("conv", "bn", "relu")[:2 if number == 3 else 3]}
+                parts = ("conv", "bn", "relu")[:2 if number == 3 else 3]
+                widths |= {f"{block}_{number}_{part}": wide for part in parts}
             widths |= {f"{block}_add": 4 * width, f"{block}_out": 4 * width}
             ends.append(f"{block}_out")
     return utils.Network(widths, ends)
@@ -73,7 +74,8 @@ def draw_classes(look):
 def draw_negative(look):
     """What speaks for a class beside what speaks against it: the last ReLU keeps the negative pixels instead."""
     rows = [[look.heat(cam, look.title(index), sign) for sign in (1, -1)] for index, cam in look.cams.items()]
-    look.save("negative", utils.beside(look.original, rows), f"{look.last} · left: for the class, right: against it", look.evidence)
+    look.save("negative", utils.beside(look.original, rows), f"{look.last} · left: for the class, right: against it",
+              look.evidence)
 
 
 def draw_one_class(look):
@@ -107,7 +109,7 @@ def draw_guided(look):
 
 
 def draw_trust(look, control):
-    """Can the maps be believed? Deletion and insertion against chance, and the same network with its weights drawn anew.
+    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew.
 
     control: such a network (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change does not explain).
     """
@@ -115,12 +117,15 @@ def draw_trust(look, control):
     drawn_anew = utils.ForwardPass(control, look.x).grad_cam([look.last], look.classes)[look.last].numpy()
     for (index, cam), anew in zip(look.cams.items(), drawn_anew):
         if not cam.max() > 0:
-            rows += [[look.heat(cam, look.title(index))], f"No pixel speaks for {utils.class_name(index)}: no map to test."]
+            rows.append([look.heat(cam, look.title(index))])
+            rows.append(f"No pixel speaks for {utils.class_name(index)}: nothing to test.")
             continue
-        trial, same = utils.put_to_the_test(look.model, look.x, cam, index, look.last), utils.rank_correlation(cam, anew)
-        rows += [[look.heat(cam, look.title(index)), utils.curve_tile(trial, "deletion"),
-                  utils.curve_tile(trial, "insertion"), look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")],
-                 utils.verdict(trial, utils.class_name(index))]
+        trial = utils.put_to_the_test(look.model, look.x, cam, index, look.last)
+        same = utils.rank_correlation(cam, anew)
+        rows.append([look.heat(cam, look.title(index)), utils.curve_tile(trial, "deletion"),
+                     utils.curve_tile(trial, "insertion"),
+                     look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")])
+        rows.append(utils.verdict(trial, utils.class_name(index)))
         arrays |= {f"{look.last}/{index}/{key}": value for key, value in trial._asdict().items()}
         arrays |= {f"{look.last}/{index}/control": anew, f"{look.last}/{index}/rank_correlation": same}
     look.save("trust", rows, f"{look.last} · deletion: lower is better, insertion: higher is better", arrays)

@@ -16,7 +16,7 @@ IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths a
 MODELS = ["vgg16", "vgg19"]  # one of them, or both
 FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these and trust; all for all
 LAYERS = ["all"]       # block1_conv1 … block5_conv4, see --list-layers. Figures of one layer draw the last
-CLASSES = ["top4"]     # indices, WordNet ids, names, top4 for the four most probable; `layers` and `one_class`: the first
+CLASSES = ["top4"]     # indices, WordNet ids, names; top4: the four most probable. Figures of one class draw the first
 KERNELS = ["top9"]     # kernel numbers for the figure `kernels`, or top9 for the nine with the strongest response
 WEIGHTS = "imagenet"   # imagenet, random, a weights file, or a folder that holds both published ones
 SEED = 0               # of random weights
@@ -35,7 +35,8 @@ def draw_layers(looks):
         width = max(sum(layer.startswith(block) for layer in look.layers) for block in blocks)
         before = max(map(len, rows.values()), default=0)
         for block in sorted(blocks | rows):
-            tiles = [look.heat(cams[layer][0], f"{look.label} {layer}") for layer in look.layers if layer.startswith(block)]
+            tiles = [look.heat(cams[layer][0], f"{look.label} {layer}")
+                     for layer in look.layers if layer.startswith(block)]
             row = rows.setdefault(block, [None] * before)
             row += [*tiles, *[None] * (width - len(tiles))]
         arrays |= look.arrays({f"{layer}/{index}": cams[layer][0] for layer in look.layers})
@@ -54,7 +55,8 @@ def draw_classes(look):
 def draw_negative(look):
     """What speaks for a class beside what speaks against it: the last ReLU keeps the negative pixels instead."""
     rows = [[look.heat(cam, look.title(index), sign) for sign in (1, -1)] for index, cam in look.cams.items()]
-    look.save("negative", utils.beside(look.original, rows), f"{look.last} · left: for the class, right: against it", look.evidence)
+    look.save("negative", utils.beside(look.original, rows), f"{look.last} · left: for the class, right: against it",
+              look.evidence)
 
 
 def draw_one_class(look):
@@ -88,7 +90,7 @@ def draw_guided(look):
 
 
 def draw_trust(look, control):
-    """Can the maps be believed? Deletion and insertion against chance, and the same network with its weights drawn anew.
+    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew.
 
     control: such a network (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change does not explain).
     """
@@ -96,12 +98,15 @@ def draw_trust(look, control):
     drawn_anew = utils.ForwardPass(control, look.x).grad_cam([look.last], look.classes)[look.last].numpy()
     for (index, cam), anew in zip(look.cams.items(), drawn_anew):
         if not cam.max() > 0:
-            rows += [[look.heat(cam, look.title(index))], f"No pixel speaks for {utils.class_name(index)}: no map to test."]
+            rows.append([look.heat(cam, look.title(index))])
+            rows.append(f"No pixel speaks for {utils.class_name(index)}: nothing to test.")
             continue
-        trial, same = utils.put_to_the_test(look.model, look.x, cam, index, look.last), utils.rank_correlation(cam, anew)
-        rows += [[look.heat(cam, look.title(index)), utils.curve_tile(trial, "deletion"),
-                  utils.curve_tile(trial, "insertion"), look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")],
-                 utils.verdict(trial, utils.class_name(index))]
+        trial = utils.put_to_the_test(look.model, look.x, cam, index, look.last)
+        same = utils.rank_correlation(cam, anew)
+        rows.append([look.heat(cam, look.title(index)), utils.curve_tile(trial, "deletion"),
+                     utils.curve_tile(trial, "insertion"),
+                     look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")])
+        rows.append(utils.verdict(trial, utils.class_name(index)))
         arrays |= {f"{look.last}/{index}/{key}": value for key, value in trial._asdict().items()}
         arrays |= {f"{look.last}/{index}/control": anew, f"{look.last}/{index}/rank_correlation": same}
     look.save("trust", rows, f"{look.last} · deletion: lower is better, insertion: higher is better", arrays)
@@ -115,8 +120,8 @@ def main():
     models = {name: utils.build_vgg(name, options.weights, options.seed) for name in options.models}
     control = functools.cache(lambda name: utils.build_vgg(name, "random", options.seed + 1))
     preprocess = utils.import_keras().applications.vgg16.preprocess_input  # to BGR, less the ImageNet mean
-    both = ["vgg"] if len(models) > 1 else options.models  # `layers` shows both in one picture
-    for photo in utils.photographs(options, options.figures, lambda figure: both if figure == "layers" else options.models):
+    names = {"layers": ["vgg"] if len(models) > 1 else options.models}  # both networks in one picture
+    for photo in utils.photographs(options, options.figures, lambda figure: names.get(figure, options.models)):
         x = utils.network_input(photo.pixels, 224, preprocess)
         looks = [utils.Look(name.upper(), model, photo, x, options, "BGR") for name, model in models.items()]
         for figure, names in photo.left.items():

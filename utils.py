@@ -64,7 +64,7 @@ OPTIONS = {  # constant: (how its option is read, what --help says)
     "MODELS": (_words, "networks, separated by commas"),
     "FIGURES": (_words, "figures to draw, separated by commas, or all"),
     "LAYERS": (_words, "layer names, separated by commas, or all; a figure of one layer takes the last"),
-    "CLASSES": (_words, "classes, separated by commas: an index 0-999, a WordNet id, a name, or top4 for the likeliest"),
+    "CLASSES": (_words, "classes, separated by commas: index 0-999, WordNet id or name; top4 for the most probable"),
     "KERNELS": (_words, "kernel numbers from 0, separated by commas, or top9 for the strongest"),
     "MODE": (str, "max: the strongest position of a kernel's map; all: the whole map"),
     "WEIGHTS": (str, "imagenet (published, downloaded once), random, a weights file, or a folder of published files"),
@@ -81,25 +81,37 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
+def _parser(script, words):
+    """A parser with an option for each constant of a script, whose value is the default. words: weights by name."""
+    summary, _, rest = script["__doc__"].partition("\n")
+    parser = _Parser(
+        description=summary, epilog=rest, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    images = [HERE / path for path in ([script["IMAGES"]] if isinstance(script["IMAGES"], str) else script["IMAGES"])]
+    parser.add_argument("images", nargs="*", type=Path, default=images, metavar="PHOTO_OR_FOLDER",
+                        help=f"photographs, or folders of them (default: {' '.join(path.name for path in images)})")
+    for name, (read, text) in OPTIONS.items():
+        if name in script:
+            value = default = script[name]
+            if name == "OUTPUT" or name == "WEIGHTS" and default not in words:
+                default = HERE / default  # the constants' paths are relative to the script
+            shown = ",".join(map(str, value)) if isinstance(value, list) else value
+            parser.add_argument(f"--{name.lower()}", type=read, default=default, help=f"{text} (default: {shown})")
+    parser.add_argument("--arrays", action="store_true", default=script["ARRAYS"], help="save the numbers too, as .npz")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out what is in OUTPUT already")
+    parser.add_argument("--list-layers", action="store_true", help="print the layer names that may be given, and stop")
+    return parser
+
+
 def read_options(script, figures, networks, builtin_weights=()):
     """The constants of a script, overridden by its command line, every word checked, without TensorFlow.
 
     script: the script's globals(). figures: the figure names it draws. networks: name -> Network.
     Returns a namespace with an attribute a constant; `layers` is a dict network -> layer names, `images` the list of
-    photographs, folders walked. Raises UserError for a wrong word, a missing file or a folder that cannot be written.
+    photographs, folders walked, `stems` what their results are called, `group` what those over them all are called.
+    Raises UserError for a wrong word, a missing file or a folder that cannot be written.
     """
-    summary, _, rest = script["__doc__"].partition("\n")
-    parser = _Parser(description=summary, epilog=rest, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("images", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="photographs, or folders of them")
-    for name, (read, text) in OPTIONS.items():
-        if name in script:
-            default = script[name]
-            shown = ",".join(map(str, default)) if isinstance(default, list) else default
-            parser.add_argument(f"--{name.lower()}", type=read, default=default, help=f"{text} (default: {shown})")
-    parser.add_argument("--arrays", action="store_true", default=script["ARRAYS"], help="also save the numbers, as .npz")
-    parser.add_argument("--skip-existing", action="store_true", help="leave out what is in OUTPUT already")
-    parser.add_argument("--list-layers", action="store_true", help="print the layer names that may be given, and stop")
-    options = parser.parse_args()
+    words = ("imagenet", *builtin_weights, "random")
+    options = _parser(script, words).parse_args()
     options.models = check_words(getattr(options, "models", list(networks)), networks, "model")
     options.layers = _layers_of(options.layers, {name: networks[name] for name in options.models})
     if options.list_layers:
@@ -108,32 +120,24 @@ def read_options(script, figures, networks, builtin_weights=()):
         sys.exit(0)
     options.figures = check_words(options.figures, figures, "figure")
     options.colormap = colormap_number(options.colormap)
-    if "CLASSES" in script:
-        options.classes = [read_class(word) for word in options.classes]
-    options.kernels = _kernel_words(options.kernels, options.layers, networks)
-    for name in {"PATCH", "STRIDE"} & script.keys():
-        if not 1 <= getattr(options, name.lower()) <= 224:
-            raise UserError(f"{name.lower()} {getattr(options, name.lower())}: from 1 to 224 pixels")
+    options.classes = [read_class(word) for word in options.classes]
+    options.kernels = _kernel_words([str(word) for word in options.kernels], options.layers, networks)
     if "MODE" in script:
         options.mode = check_words([options.mode], ("max", "all"), "mode")[0]
-    if options.weights not in ("imagenet", "random", *builtin_weights):
-        if not Path(options.weights).exists() and not Path(f"{options.weights}.index").exists():
-            raise UserError(f"no weights {options.weights}: give a file, a folder, "
-                            + ", ".join(("imagenet", *builtin_weights)) + " or random")
-    if not options.images:
-        options.images = [HERE / path for path in script["IMAGES"]]
-    if options.output is script["OUTPUT"]:
-        options.output = HERE / options.output
-    given, folders = options.images, [path for path in options.images if path.is_dir()]
+        if not (1 <= options.patch <= 224 and 1 <= options.stride <= 224):
+            raise UserError(f"patch {options.patch} and stride {options.stride}: from 1 to 224 pixels")
+    options.weights = str(options.weights)
+    if options.weights not in words and not any(Path(options.weights + end).exists() for end in ("", ".index")):
+        raise UserError(f"no weights {options.weights}: give a file, a folder, {', '.join(words[:-1])} or random")
+    given = options.images
     options.images = find_photos(given)
-    options.group = folders[0].resolve().name.lower() if len(folders) == len(given) == 1 else None
-    options.stems = _stems(options.images)
-    if not options.group:
-        first, more = options.stems[options.images[0]], len(options.images) - 1
-        options.group = f"{first}_and_{more}_more" if more else first
-    options.skipped = []
-    if len(options.images) == 1:
-        read_photo(options.images[0])
+    options.stems, options.skipped = _stems(options.images), []
+    first, more = options.stems[options.images[0]], len(options.images) - 1
+    options.group = f"{first}_and_{more}_more" if more else first
+    if len(given) == 1 and given[0].is_dir():
+        options.group = given[0].resolve().name.lower()
+    if not more:
+        read_photo(options.images[0])  # one photograph that cannot be read is told at once
     _make_folder(options.output)
     return options
 
@@ -273,7 +277,8 @@ def _stems(paths):
         if counts[name] > 1:
             name = f"{path.resolve().parent.name}_{path.name.replace('.', '_')}".lower()
         if len(os.fsencode(name)) > 150:
-            name = f"{os.fsencode(name)[:140].decode(errors='ignore')}_{hashlib.sha1(os.fsencode(name)).hexdigest()[:8]}"
+            digest = hashlib.sha1(os.fsencode(name)).hexdigest()[:8]
+            name = f"{os.fsencode(name)[:140].decode(errors='ignore')}_{digest}"
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         while name in stems.values():
             name = next(numbered)
@@ -456,6 +461,7 @@ class Published(NamedTuple):
         return self.url.rpartition("/")[2]
 
 
+KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
 VGG_PUBLISHED = {  # with and without the classifier, as keras.applications fetches them
     "vgg16": (("", "64373286793e3c8b2b4e3219cbf3544b"), ("_notop", "6d6bbae143d832006294945121d1f1fc")),
     "vgg19": (("", "cbe5617147190e668d6c5d5026f83318"), ("_notop", "253f8cb515780f3b799900260a226db6")),
@@ -540,7 +546,8 @@ def vgg_network(name, dense=False):
     """The layers of VGG16 or VGG19 as the command line knows them; `all` are the convolutions."""
     widths, ends = {}, (64, 128, 256, 512, 512)
     for block, (count, width) in enumerate(zip(VGG_BLOCKS[name], ends), 1):
-        widths |= {f"block{block}_conv{number}": width for number in range(1, count + 1)} | {f"block{block}_pool": width}
+        widths |= {f"block{block}_conv{number}": width for number in range(1, count + 1)}
+        widths[f"block{block}_pool"] = width
     convolutions = [layer for layer in widths if "conv" in layer]
     return Network(widths | VGG_DENSE if dense else widths, convolutions)
 
@@ -548,7 +555,7 @@ def vgg_network(name, dense=False):
 def build_vgg(name, weights, seed, classifier=True):
     """VGG16 or VGG19 with logits for output; without its classifier where that is not needed and not at hand."""
     keras = import_keras()
-    base = f"https://storage.googleapis.com/tensorflow/keras-applications/{name}/{name}_weights_tf_dim_ordering_tf_kernels"
+    base = f"{KERAS_APPLICATIONS}/{name}/{name}_weights_tf_dim_ordering_tf_kernels"
     published = [Published(f"{base}{top}.h5", md5) for top, md5 in VGG_PUBLISHED[name]]
     path = weights_file(weights, published[:1] if classifier else published)
     keras.utils.set_random_seed(seed)
@@ -805,7 +812,8 @@ class ForwardPass:
         switches, window = _cut(self._switches[key], windows[key]), _source(step, step.inputs[0], windows[key])
         row, place = switches // (width * channels), switches % (width * channels)
         switches = (row - window.top) * window.width * channels + place - window.left * channels
-        values = tf.math.unsorted_segment_sum(tf.reshape(signal, [-1]), tf.reshape(switches, [-1]), window.area * channels)
+        values = tf.math.unsorted_segment_sum(
+            tf.reshape(signal, [-1]), tf.reshape(switches, [-1]), window.area * channels)
         values = tf.reshape(values, (1, window.height, window.width, channels))
         return _place(values, window, windows[id(step.inputs[0])])
 
@@ -982,7 +990,7 @@ def deconvnet(model, x, layer, kernels, mode="max"):
 
 @functools.lru_cache(maxsize=4)
 def _predictor(model, layer):
-    """A traced function: inputs (N, H, W, 3) -> (logits (N, classes), summed response of the layer's kernels (N, K))."""
+    """A traced function: inputs (N, H, W, 3) -> (logits (N, classes), sums of the layer's maps (N, K))."""
     import tensorflow as tf
     network = import_keras().Model(model.inputs[0], [model.output, model.get_layer(layer).output])
 
@@ -1007,7 +1015,7 @@ def predict_many(model, inputs, total, layer, batch=16):
 
 
 class Trial(NamedTuple):
-    """A heat map put to the test: a class's probability as pixels leave or enter, in the order of heat and at random."""
+    """A class's probability as pixels leave or enter, in the order of heat and at random."""
 
     shares: np.ndarray  # (21,), share of the pixels that have left or entered
     deletion: np.ndarray  # (21,)
@@ -1026,7 +1034,8 @@ def put_to_the_test(model, x, cam, index, layer, orders=4, seed=0):
     height, width = x.shape[1:3]
     generator, shares = np.random.default_rng(seed), np.linspace(0, 1, 21)
     heats = [cv2.resize(np.asarray(cam), (width, height), interpolation=cv2.INTER_CUBIC)]
-    heats += [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST) for _ in range(orders)]
+    heats += [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
+              for _ in range(orders)]
     blurred, grey = cv2.GaussianBlur(x[0], (11, 11), 5), np.zeros_like(x[0])
 
     def pictures():
@@ -1060,8 +1069,9 @@ def verdict(trial, name):
     mean, spread = chance.mean(), chance.std()
     found = "beats chance" if after < mean - spread else "does worse than chance" if after > mean + spread \
         else "does no better than chance"
-    return (f"Without the warmest 20 % of the pixels the probability of {name} {'falls' if after < before else 'rises'} "
-            f"from {before:.2f} to {after:.2f}; without a random 20 % to {mean:.2f} ± {spread:.2f}: the map {found}.")
+    moves = "falls" if after < before else "rises"
+    return (f"Without the warmest 20 % of the pixels the probability of {name} {moves} from {before:.2f} to {after:.2f}; "
+            f"without a random 20 % to {mean:.2f} ± {spread:.2f}: the map {found}.")
 
 
 def rank_correlation(first, second):
@@ -1225,7 +1235,8 @@ class Look:
     """
 
     def __init__(self, label, model, photo, x, options, channels="RGB"):
-        self.model, self.label, self.name, self.photo, self.x, self.options = model, label, label.lower(), photo, x, options
+        self.label, self.name, self.model = label, label.lower(), model
+        self.photo, self.x, self.options = photo, x, options
         self.seen, self.channels = ForwardPass(model, x), channels
         self.logits = self.seen.output[0].numpy() if self.seen.output.shape.rank == 2 else None
         self.image = fit(photo.pixels, TILE)
@@ -1265,7 +1276,8 @@ class Look:
         if not strength:
             grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] // 2 + 64, 3, axis=2)
             return Tile(grey, f"{title} · no {'positive' if sign > 0 else 'negative'} evidence")
-        return Tile(overlay(image, heat, self.options.colormap), f"{title} · {'max' if sign > 0 else 'min'} {sign * strength:.3g}")
+        extreme = f"{'max' if sign > 0 else 'min'} {sign * strength:.3g}"
+        return Tile(overlay(image, heat, self.options.colormap), f"{title} · {extreme}")
 
     def feature(self, map_, title, scale=None, over=False):
         """A kernel's map (h, w) in colours, over the photograph if wanted, its maximum in the title."""
@@ -1331,9 +1343,10 @@ def prefix(name, arrays):
 
 def save_figure(options, stem, label, figure, rows, note, arrays, colorbar=True):
     """Write OUTPUT/STEM_MODEL_FIGURE.jpg and, with --arrays, the .npz beside it; see `save_picture`."""
-    heading = f"{label} · {figure} · " + ("untrained weights, seed " + str(options.seed) if options.weights == "random"
-                                          else f"weights {options.weights}")
-    save_picture(options.output / f"{stem}_{label.lower()}_{figure}.jpg", list(rows), heading, note,
+    untrained = f"untrained weights, seed {options.seed}"
+    weights = untrained if options.weights == "random" else f"weights {Path(options.weights).name}"
+    path = options.output / f"{stem}_{label.lower()}_{figure}.jpg"
+    save_picture(path, list(rows), f"{label} · {figure} · {weights}", note,
                  options.colormap if colorbar else None, arrays if options.arrays else None)
 
 
@@ -1387,7 +1400,8 @@ def class_map(indices, image):
         axes.legend(loc="upper left", frameon=False, fontsize=8)
 
     count = f"{len(classes)} classes" + (", the ten most frequent" if len(classes) > 10 else "")
-    return [Tile(cv2.addWeighted(picture, 0.5, image, 0.5, 0), "most probable class"), Tile(plot(legend, TILE, 220), count)]
+    return [Tile(cv2.addWeighted(picture, 0.5, image, 0.5, 0), "most probable class"),
+            Tile(plot(legend, TILE, 220), count)]
 
 
 def wrap(tiles, columns):
@@ -1415,8 +1429,9 @@ def beside(tile, rows):
 def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     """Lay tiles out in rows and write them as a JPEG, and `arrays`, if given, as .npz beside it; print the paths.
 
-    rows: lists of Tile or None for a gap; a str is a line of text. heading: bold, first line; note: below it. colorbar: a colour map whose scale,
-    from 0 to the maximum that each title gives, is drawn beside the tiles. Files appear whole or not at all; UserError where they cannot be written.
+    rows: lists of Tile or None for a gap; a str is a line of text. heading: bold, first line; note: below it.
+    colorbar: a colour map whose scale, from 0 to the maximum that each title gives, is drawn beside the tiles.
+    Files appear whole or not at all; UserError where they cannot be written.
     """
     from matplotlib.figure import Figure
     gap, line, margin = 12, 16, 16
@@ -1458,7 +1473,8 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     texts += [(margin, margin + 22 * len(headings) - 4, "\n".join(headings), 12, "bold"),
               (margin, top - gap, "\n".join(notes), 9, "normal")]
     for x, y, text, size, weight in texts:
-        figure.text(x / width, 1 - y / height, text, size=size, weight=weight, va="bottom", parse_math=False, linespacing=1.2)
+        figure.text(x / width, 1 - y / height, text, size=size, weight=weight, va="bottom", parse_math=False,
+                    linespacing=1.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the font lacks
         write_whole(path, lambda file: figure.savefig(file, format="jpg", pil_kwargs={"quality": 92}))
