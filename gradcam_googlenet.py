@@ -150,7 +150,7 @@ def build(weights, seed):
                 array = array[..., 1:].reshape(variable.shape)
             variable.assign(array)
     except Exception as error:  # zip, tar and checkpoint readers fail in many ways on a broken file
-        raise utils.UserError(f"{path} does not hold GoogLeNet's weights: {utils.first_line(error)}") from error
+        raise utils.UserError(f"{path} does not hold GoogLeNet's weights: {utils.reason(error)}") from error
     return model
 
 

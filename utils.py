@@ -25,6 +25,7 @@ import re
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -32,12 +33,13 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 HERE = Path(__file__).resolve().parent
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 TILE = 300  # pixels of the longer side of a tile
 LONGEST_SIDE = 2048  # pixels kept of a photograph: more than any network or picture here uses
+SILENCE = threading.Lock()
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods differentiate TensorFlow
 
 
@@ -157,7 +159,8 @@ def check_words(words, known, what):
 def _near(word, known):
     """A clause that names what is nearest to a mistyped word, or all there is where that is little."""
     names = {name.lower(): name for name in known}
-    near = [names[name] for name in difflib.get_close_matches(word.lower(), names, 3, 0.5)]
+    near = [name for lower, name in names.items() if word.lower() in lower.split()][:3]
+    near = near or [names[lower] for lower in difflib.get_close_matches(word.lower(), names, 3, 0.5)]
     if near:
         return f": did you mean {', '.join(near)}?"
     return f": choose from {', '.join(known)}" if len(names) < 12 else ""
@@ -286,6 +289,29 @@ def _stems(paths):
     return stems
 
 
+TURNS = {  # EXIF orientation: what turns the picture upright
+    2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 3),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
+
+
+def _rgb(image):
+    """A Pillow image as uint8 (H, W, 3): transparency over white, 16 bits scaled to 8."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its pixels are beyond 16 bits")
+        pixels = np.uint8((grey + np.float32(128)) / 257)
+        if "transparency" in image.info:
+            pixels[grey == image.info["transparency"]] = 255
+        return np.repeat(pixels[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
 @functools.lru_cache(maxsize=1)
 def read_photo(path):
     """The pixels of a photograph, uint8 (H, W, 3), RGB, upright, at most LONGEST_SIDE on the longer side.
@@ -294,25 +320,18 @@ def read_photo(path):
     cv2.imread it refuses a truncated file instead of filling it with grey. UserError for anything that cannot be read.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP", "TIFF")) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                grey = np.asarray(image, np.int64)
-                if grey.min() < 0 or grey.max() > 65535:
-                    raise ValueError("its pixels are beyond 16 bits")
-                pixels = np.repeat((grey[..., None] / 257 + 0.5).astype(np.uint8), 3, axis=2)
-            elif image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers")
-            else:
-                if image.has_transparency_data:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                pixels = np.asarray(image.convert("RGB"))
+            with Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP", "TIFF")) as image:
+                image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # a large JPEG is decoded at a half, a quarter …
+                with _silence() if image.format == "TIFF" else contextlib.nullcontext():
+                    image.load()
+                pixels = _rgb(image)
+                turn = TURNS.get(image.getexif().get(274))
     except Exception as error:  # a decoder fails in many ways on a broken file
         known = {UnidentifiedImageError: "no image in a format known here", FileNotFoundError: "no such file"}
-        reason = known.get(type(error), first_line(error))
-        raise UserError(f"cannot read the photograph {path}: {reason}") from error
+        raise UserError(f"cannot read the photograph {path}: {known.get(type(error)) or reason(error)}") from error
+    pixels = pixels if turn is None else np.ascontiguousarray(turn(pixels))
     scale = LONGEST_SIDE / max(pixels.shape[:2])
     return fit(pixels, LONGEST_SIDE) if scale < 1 else pixels
 
@@ -328,6 +347,24 @@ def resize(image, width, height):
     """cv2.resize: area averages where it shrinks, cubic where it grows."""
     shrinks = width < image.shape[1] or height < image.shape[0]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+@contextlib.contextmanager
+def _silence():
+    """Keep what C libraries print on stderr from the terminal; it is let through where the block fails to import."""
+    with SILENCE, tempfile.TemporaryFile() as said:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except ImportError:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def photographs(options, figures, names=None):
@@ -395,13 +432,15 @@ def read_class(word):
         if not 1 <= int(key[3:]) <= len(names):
             raise UserError(f"{word}: from top1 to top{len(names)}")
         return key
-    if key.lstrip("-").isdecimal():
-        if not 0 <= int(key) < len(names):
+    if re.fullmatch(r"-?\d+", key):
+        if len(key) > 9 or not 0 <= int(key) < len(names):
             raise UserError(f"class {word}: an index is from 0 to {len(names) - 1}")
         return int(key)
     found = [index for index, (synset, name) in enumerate(names) if key in (synset, name.lower())]
     if not found:
-        raise UserError(f"unknown class {word!r}{_near(key, [name for _, name in names])}")
+        near = _near(key, [name for _, name in names]) or \
+            ": give an index, a WordNet id or a name of Image/imagenet_classes.csv"
+        raise UserError(f"unknown class {word!r}{near}")
     if len(found) > 1:
         both = " or ".join(f"{index} ({names[index][0]})" for index in found)
         raise UserError(f"{len(found)} classes are called {word!r}: give the index, {both}")
@@ -429,21 +468,10 @@ def softmax(logits):
 def import_keras():
     """Keras on TensorFlow, channels last, imported without the messages that TensorFlow greets with."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with tempfile.TemporaryFile() as greeting:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(greeting.fileno(), 2)
-        try:
-            import keras
-            import tensorflow as tf
-            tf.constant(0)  # the first operation starts the devices, which greet too
-        except BaseException:
-            greeting.seek(0)
-            os.write(stderr, greeting.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    with _silence():
+        import keras
+        import tensorflow as tf
+        tf.constant(0)  # the first operation starts the devices, which greet too
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError("Keras was imported with another backend than TensorFlow, before utils")
     keras.config.set_image_data_format("channels_last")
@@ -495,13 +523,14 @@ def weights_file(weights, published, hints=("random",)):
             file.name, file.url, cache_dir=str(home), cache_subdir="models", file_hash=file.hash))
     except Exception as error:
         raise UserError(
-            f"the published weights {file.name} are not in {cache} and could not be fetched from {file.url} "
-            f"({first_line(error).rpartition(' -- ')[2]}): put the file there by hand, or go on with "
+            f"no whole copy of the published weights {file.name} is in {cache}, or could be fetched from {file.url} "
+            f"({reason(error).rpartition(' -- ')[2]}): put the file there by hand, or go on with "
             + " or ".join(f"--weights {hint}" for hint in (*hints, "PATH"))) from error
 
 
-def first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def reason(error):
+    """What an exception says, on one line of bearable length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def stored_shapes(path):
@@ -517,7 +546,7 @@ def stored_shapes(path):
             group.visititems(lambda name, item: shapes.append(tuple(item.shape)) if isinstance(item, h5py.Dataset)
                              and not name.startswith("optimizer") else None)
     except Exception as error:
-        raise UserError(f"{path} is no weights file of Keras, or not a whole one ({first_line(error)})") from error
+        raise UserError(f"{path} is no weights file of Keras, or not a whole one ({reason(error)})") from error
     return sorted(shapes, key=lambda shape: (-np.prod(shape, dtype=float), shape))
 
 
@@ -535,9 +564,11 @@ def load_weights(model, path):
         raise UserError(f"{path} does not fit {model.name}: it holds {len(stored)} arrays, the network has "
                         f"{len(wanted)}; {odd[0] or 'nothing'} stands where {odd[1] or 'nothing'} belongs")
     try:
-        model.load_weights(str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_weights(str(path))
     except Exception as error:
-        raise UserError(f"{path} does not fit {model.name}: {first_line(error)}") from error
+        raise UserError(f"{path} does not fit {model.name}: {reason(error)}") from error
     if not all(np.isfinite(array).all() for array in model.get_weights()):
         raise UserError(f"{path} holds numbers that are not finite")
 
@@ -1436,7 +1467,7 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     from matplotlib.figure import Figure
     gap, line, margin = 12, 16, 16
     tiles = [tile for row in rows if not isinstance(row, str) for tile in row if tile]
-    cell = max(max(tile.image.shape[1], *(7 * len(text) for text in tile.title.split("\n"))) for tile in tiles)
+    cell = max(max(tile.image.shape[1], *(round(7.2 * len(text)) for text in tile.title.split("\n"))) for tile in tiles)
     columns = max(len(row) for row in rows if not isinstance(row, str))
     width = max(2 * margin + columns * (cell + gap) - gap, 480) + (60 if colorbar is not None else 0)
     notes = textwrap.wrap(note, (width - 2 * margin) // 7) if note else []
@@ -1473,6 +1504,7 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     texts += [(margin, margin + 22 * len(headings) - 4, "\n".join(headings), 12, "bold"),
               (margin, top - gap, "\n".join(notes), 9, "normal")]
     for x, y, text, size, weight in texts:
+        text = text.encode("utf-8", "replace").decode()  # a file name may be no text at all
         figure.text(x / width, 1 - y / height, text, size=size, weight=weight, va="bottom", parse_math=False,
                     linespacing=1.2)
     with warnings.catch_warnings():
@@ -1492,7 +1524,9 @@ def write_whole(path, write):
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    sys.__stdout__.reconfigure(errors="surrogateescape")  # a name that is no text is listed as it is
     print(path, file=sys.__stdout__, flush=True)
 
 

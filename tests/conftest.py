@@ -1,0 +1,6 @@
+import os
+import sys
+from pathlib import Path
+
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
