@@ -198,7 +198,8 @@ def main():
                 kept = name in compare and len(looks[name]) < COMPARED
                 if figures or kept:
                     look = see(photo, name)
-                    looks[name] += [look] if kept else []
+                    if kept:
+                        looks[name].append(look)
                     for figure in figures:
                         single[figure](look)
     for name in compare:
