@@ -10,8 +10,6 @@ Zeiler and Fergus 2013, arXiv 1311.2901. InceptionV3: Szegedy et al. 2015, arXiv
 """
 import functools
 
-import numpy as np
-
 import utils
 
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
@@ -29,10 +27,6 @@ COLORMAP = "jet"       # any of OpenCV's: jet, turbo, viridis, inferno …
 COMPARED = 4           # how many photographs `comparison` sets side by side at most
 
 LABELS = {"inceptionv3": "InceptionV3"}
-WAYS = {  # of bringing a kernel down: mode, rule (see utils.ForwardPass)
-    "DeconvNet, max": ("max", "deconvnet"), "DeconvNet, all": ("all", "deconvnet"),
-    "guided backpropagation": ("max", "guided"), "plain gradient": ("max", "gradient")}
-
 BASE = f"{utils.KERAS_APPLICATIONS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels"
 PUBLISHED = [utils.Published(f"{BASE}.h5", "9a0d58056eeedaa3f26cb7ebd46da564"),  # with the classifier, and without
              utils.Published(f"{BASE}_notop.h5", "bcbd6486424b2319ff4ef7d526e38f63")]
@@ -94,89 +88,13 @@ def draw_blocks(look):
               f"mode {look.options.mode} · kernels in row order, the strongest first · zero is grey", arrays, False)
 
 
-def compare_ways(look):
-    """The same kernels of one photograph, brought down in four ways."""
-    layer, rows, arrays = look.last, [], {}
-    ways = {way: look.seen.deconvnet(layer, look.kernels, mode, rule) for way, (mode, rule) in WAYS.items()}
-    for place, kernel in enumerate(look.kernels):
-        rows.append([look.response(layer, kernel), *(look.grey(ways[way][place], way) for way in ways)])
-        arrays[f"{layer}/{kernel}"] = ways["DeconvNet, max"][place]
-        arrays |= {f"{layer}/{kernel}/{way}": ways[way][place] for way in ways}
-    look.save("comparison", utils.beside(look.original, rows), f"{layer} · each picture on its own scale",
-              arrays)
-
-
-def compare_photos(looks, total):
-    """The same kernels under the same weights on several photographs: a row a kernel, one colour scale a row."""
-    first, rows, arrays = looks[0], [], {f"input/{look.photo.stem}": look.x for look in looks}
-    layer, kernels, options = first.last, first.kernels, first.options
-    projections = [look.seen.deconvnet(layer, kernels, options.mode) for look in utils.progress(looks, len(looks))]
-    for kernel, ours in zip(kernels, zip(*projections)):
-        heat = max(np.max(look.seen.feature_map(layer)[..., kernel]) for look in looks)
-        grey, row = utils.grey_scale(ours), []
-        for look, projection in zip(looks, ours):
-            field = look.seen.receptive_field(layer, kernel) if options.mode == "max" else None
-            row += [look.response(layer, kernel, heat), look.grey(projection, look.photo.path.name, field, grey)]
-            arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
-        rows.append(row)
-    utils.save_figure(options, options.group, first.label, "comparison", rows,
-                      f"{layer} · mode {options.mode} · {len(looks)} of {total} photographs · a scale a row",
-                      utils.prefix(first.name, arrays))
-
-
-def draw_top9(found, paths, see, options):
-    """For each kernel the nine photographs that excite it most, cut to its receptive field, beside the projections.
-
-    found: utils.Strongest of the photographs `paths`. see: path -> Look.
-    """
-    layer, kernels = found.layer, options.kernels
-    if not isinstance(kernels, list):
-        kernels = np.argsort(-found.activations[0], kind="stable")[:kernels].tolist()
-    owners, pairs, arrays = found.photos[:, kernels], {}, {}
-    chosen = np.unique(owners[owners >= 0])
-    for index in utils.progress(chosen, len(chosen)):  # a photograph serves all its kernels at once
-        look, mine = see(paths[index]), [kernel for kernel in kernels if index in found.photos[:, kernel]]
-        for kernel, projection in zip(mine, look.seen.deconvnet(layer, mine, options.mode)):
-            pairs[kernel, index] = look.patch(layer, kernel, projection)
-            arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
-        arrays[f"input/{look.photo.stem}"] = look.x
-    tiles = []
-    for kernel, indices, strengths in zip(kernels, owners.T, found.activations[:, kernels].T):
-        indices, strengths = indices[indices >= 0], strengths[indices >= 0]
-        left, right = (utils.mosaic(images) for images in zip(*(pairs[kernel, index] for index in indices)))
-        tiles += [utils.Tile(left, f"{layer} kernel {kernel}"),
-                  utils.Tile(right, f"activation {strengths[0]:.3g} to {strengths[-1]:.3g}")]
-        arrays |= {f"{layer}/{kernel}/photographs": [str(paths[index]) for index in indices],
-                   f"{layer}/{kernel}/stems": [options.stems[paths[index]] for index in indices],
-                   f"{layer}/{kernel}/activations": strengths}
-    utils.save_figure(options, options.group, look.label, "top9", utils.wrap(tiles, 6),
-                      f"{found.seen} of {len(options.images)} photographs seen · strongest first · zero is grey",
-                      utils.prefix(look.name, arrays), False)
-
-
-def draw_occlusion(look):
-    """Zeiler and Fergus, figure 7: class and strongest kernel where a grey square hides a part."""
-    layer, index, kernel = look.last, look.classes[0], look.seen.strongest(look.last, 1)[0]
-    probabilities, responses = utils.occlusion(look.model, look.x, layer, look.options.patch, look.options.stride)
-    ours, response = probabilities[..., index], responses[..., kernel]
-    tiles = [look.original,
-             look.feature(ours, f"{utils.class_name(index)}\nprobability, min {ours.min():.3g}", over=True),
-             *utils.class_map(probabilities.argmax(axis=-1), look.image),
-             look.feature(response, f"{layer} kernel {kernel}\nsummed response, min {response.min():.3g}", over=True),
-             look.grey(look.seen.deconvnet(layer, [kernel], look.options.mode)[0], f"kernel {kernel}, projection")]
-    look.save("occlusion", utils.wrap(tiles, 3), 
-              f"a grey square of {look.options.patch} pixels is centred on each point of the maps: cold is needed",
-              {f"{layer}/{index}/probability": ours, f"{layer}/{kernel}/response": response,
-               "most_probable": probabilities.argmax(axis=-1)})
-
-
 def main():
     names = ("kernels", "blocks", "comparison", "top9", "occlusion")
     options = utils.read_options(globals(), names, {"inceptionv3": network()})
     classifier = bool({"predictions", "occlusion"} & {*options.layers["inceptionv3"], *options.figures})
     models = {"inceptionv3": build(options.weights, options.seed, classifier)}
     preprocess = utils.import_keras().applications.inception_v3.preprocess_input  # to [-1, 1], RGB
-    single = {"kernels": draw_kernels, "blocks": draw_blocks, "occlusion": draw_occlusion}
+    single = {"kernels": draw_kernels, "blocks": draw_blocks, "occlusion": utils.draw_occlusion}
 
     def prepare(pixels):
         return utils.network_input(pixels, 299, preprocess)
@@ -195,7 +113,7 @@ def main():
         for photo in utils.photographs(options, wanted):
             for name in models:
                 figures = [figure for figure, names in photo.left.items() if name in names]
-                kept = name in compare and len(looks[name]) < COMPARED
+                kept = name in compare and len(looks[name]) < options.compared
                 if figures or kept:
                     look = see(photo, name)
                     if kept:
@@ -204,14 +122,14 @@ def main():
                         single[figure](look)
     for name in compare:
         if len(looks[name]) > 1:
-            compare_photos(looks[name], len(options.images))
+            utils.compare_photos(looks[name], len(options.images))
         elif looks[name]:
-            compare_ways(looks[name][0])
+            utils.compare_ways(looks[name][0])
     for name, model in models.items():
         if "top9" in options.figures and not utils.is_done(options, options.group, name, "top9"):
             paths = [path for path in options.images if path not in options.skipped]
             found = utils.strongest_photos(model, options.layers[name][-1], paths, prepare)
-            draw_top9(found, paths, functools.partial(see_path, name), options)
+            utils.draw_top9(found, paths, functools.partial(see_path, name), options)
             options.skipped += found.unreadable
             interrupted |= found.interrupted
     return 130 if interrupted else 1 if options.skipped else 0

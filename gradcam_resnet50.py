@@ -108,33 +108,10 @@ def draw_guided(look):
               look.evidence | {f"guided/{index}": saliency for index, saliency in zip(look.classes, guided)})
 
 
-def draw_trust(look, control):
-    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew.
-
-    control: such a network (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change does not explain).
-    """
-    rows, arrays = [], dict(look.evidence)
-    drawn_anew = utils.ForwardPass(control, look.x).grad_cam([look.last], look.classes)[look.last].numpy()
-    for (index, cam), anew in zip(look.cams.items(), drawn_anew):
-        if not cam.max() > 0:
-            rows.append([look.heat(cam, look.title(index))])
-            rows.append(f"No pixel speaks for {utils.class_name(index)}: nothing to test.")
-            continue
-        trial = utils.put_to_the_test(look.model, look.x, cam, index, look.last)
-        same = utils.rank_correlation(cam, anew)
-        rows.append([look.heat(cam, look.title(index)), utils.curve_tile(trial, "deletion"),
-                     utils.curve_tile(trial, "insertion"),
-                     look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")])
-        rows.append(utils.verdict(trial, utils.class_name(index)))
-        arrays |= {f"{look.last}/{index}/{key}": value for key, value in trial._asdict().items()}
-        arrays |= {f"{look.last}/{index}/control": anew, f"{look.last}/{index}/rank_correlation": same}
-    look.save("trust", rows, f"{look.last} · deletion: lower is better, insertion: higher is better", arrays)
-
-
 def main():
     figures = {"layers": draw_layers, "classes": draw_classes, "negative": draw_negative,
                "one_class": draw_one_class, "kernels": draw_kernels, "guided": draw_guided,
-               "trust": lambda look: draw_trust(look, control())}
+               "trust": lambda look: utils.draw_trust(look, control())}
     options = utils.read_options(globals(), figures, {"resnet50": network()})
     model = build(options.weights, options.seed)
     control = functools.cache(lambda: build("random", options.seed + 1))

@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 TILE = 300  # pixels of the longer side of a tile
 LONGEST_SIDE = 2048  # pixels kept of a photograph: more than any network or picture here uses
-SILENCE = threading.Lock()
+SILENCE, RUNNING = threading.Lock(), threading.Lock()  # of what C libraries say; of the progress bar that is shown
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods differentiate TensorFlow
 
 
@@ -72,6 +72,7 @@ OPTIONS = {  # constant: (how its option is read, what --help says)
     "WEIGHTS": (str, "imagenet (published, downloaded once), random, a weights file, or a folder of published files"),
     "PATCH": (int, "width of the grey square of the figure occlusion, in pixels of the network's input"),
     "STRIDE": (int, "how far the square is moved at a time"),
+    "COMPARED": (int, "how many photographs the figure comparison sets side by side at most"),
     "SEED": (int, "seed of --weights random"),
     "OUTPUT": (Path, "folder for the results"),
     "COLORMAP": (str, "an OpenCV colour map"),
@@ -128,6 +129,8 @@ def read_options(script, figures, networks, builtin_weights=()):
         options.mode = check_words([options.mode], ("max", "all"), "mode")[0]
         if not (1 <= options.patch <= 224 and 1 <= options.stride <= 224):
             raise UserError(f"patch {options.patch} and stride {options.stride}: from 1 to 224 pixels")
+        if options.compared < 1:
+            raise UserError(f"compared {options.compared}: from 1 photograph")
     options.weights = str(options.weights)
     if options.weights not in words and not any(Path(options.weights + end).exists() for end in ("", ".index")):
         raise UserError(f"no weights {options.weights}: give a file, a folder, {', '.join(words[:-1])} or random")
@@ -231,12 +234,19 @@ def run(main):
 
 
 def progress(items, total):
-    """Iterate; where it takes longer than two seconds, Keras's progress bar shows the time left, on a terminal."""
-    bar, start = import_keras().utils.Progbar(total), time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        if time.monotonic() - start > 2 and sys.stderr.isatty():
-            bar.update(count)
+    """Iterate; where it takes longer than two seconds, Keras's progress bar shows the time left, on a terminal.
+
+    Of loops inside one another the outermost has the bar.
+    """
+    if not sys.stderr.isatty() or RUNNING.locked():
+        yield from items
+        return
+    with RUNNING:
+        bar, start = import_keras().utils.Progbar(total), time.monotonic()
+        for count, item in enumerate(items, 1):
+            yield item
+            if time.monotonic() - start > 2:
+                bar.update(count)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,7 +284,7 @@ def find_photos(paths):
 
 def _stems(paths):
     """What each photograph's results are called; no two the same, and no file name longer than file systems take."""
-    stems, counts = {}, collections.Counter(path.stem.lower() for path in paths)
+    stems, taken, counts = {}, set(), collections.Counter(path.stem.lower() for path in paths)
     for path in paths:
         name = path.stem.lower()
         if counts[name] > 1:
@@ -283,8 +293,9 @@ def _stems(paths):
             digest = hashlib.sha1(os.fsencode(name)).hexdigest()[:8]
             name = f"{os.fsencode(name)[:140].decode(errors='ignore')}_{digest}"
         numbered = (f"{name}_{number}" for number in itertools.count(2))
-        while name in stems.values():
+        while name in taken:
             name = next(numbered)
+        taken.add(name)
         stems[path] = name
     return stems
 
@@ -416,7 +427,7 @@ def network_input(pixels, size, preprocess):
 # ImageNet classes
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def imagenet_classes():
     """The 1000 classes in the networks' order: a list of (WordNet id, name)."""
     with open(HERE / "Image" / "imagenet_classes.csv", newline="", encoding="utf-8") as file:
@@ -464,7 +475,7 @@ def softmax(logits):
 # Networks and weights
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def import_keras():
     """Keras on TensorFlow, channels last, imported without the messages that TensorFlow greets with."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -542,9 +553,11 @@ def stored_shapes(path):
     shapes = []
     try:
         with h5py.File(path, "r") as file:
-            group = file["model_weights"] if "model_weights" in file else file
-            group.visititems(lambda name, item: shapes.append(tuple(item.shape)) if isinstance(item, h5py.Dataset)
-                             and not name.startswith("optimizer") else None)
+            def visit(name, item):
+                if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+                    shapes.append(tuple(item.shape))
+
+            file.get("model_weights", file).visititems(visit)
     except Exception as error:
         raise UserError(f"{path} is no weights file of Keras, or not a whole one ({reason(error)})") from error
     return sorted(shapes, key=lambda shape: (-np.prod(shape, dtype=float), shape))
@@ -1540,3 +1553,111 @@ def _make_folder(path):
     for part in path.glob(".*.part"):  # what a killed run left behind
         if time.time() - part.stat().st_mtime > 60:
             part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures that are the same in every script of a family
+
+
+def draw_trust(look, control):
+    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew.
+
+    control: such a network (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change does not explain).
+    """
+    rows, arrays = [], dict(look.evidence)
+    drawn_anew = ForwardPass(control, look.x).grad_cam([look.last], look.classes)[look.last].numpy()
+    for (index, cam), anew in zip(look.cams.items(), drawn_anew):
+        if not cam.max() > 0:
+            rows.append([look.heat(cam, look.title(index))])
+            rows.append(f"No pixel speaks for {class_name(index)}: nothing to test.")
+            continue
+        trial = put_to_the_test(look.model, look.x, cam, index, look.last)
+        same = rank_correlation(cam, anew)
+        rows.append([look.heat(cam, look.title(index)), curve_tile(trial, "deletion"),
+                     curve_tile(trial, "insertion"),
+                     look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")])
+        rows.append(verdict(trial, class_name(index)))
+        arrays |= {f"{look.last}/{index}/{key}": value for key, value in trial._asdict().items()}
+        arrays |= {f"{look.last}/{index}/control": anew, f"{look.last}/{index}/rank_correlation": same}
+    look.save("trust", rows, f"{look.last} · deletion: lower is better, insertion: higher is better", arrays)
+
+
+WAYS = {  # of bringing a kernel down: mode, rule (see ForwardPass)
+    "DeconvNet, max": ("max", "deconvnet"), "DeconvNet, all": ("all", "deconvnet"),
+    "guided backpropagation": ("max", "guided"), "plain gradient": ("max", "gradient")}
+
+
+def compare_ways(look):
+    """The same kernels of one photograph, brought down in four ways."""
+    layer, rows, arrays = look.last, [], {}
+    ways = {way: look.seen.deconvnet(layer, look.kernels, mode, rule) for way, (mode, rule) in WAYS.items()}
+    for place, kernel in enumerate(look.kernels):
+        rows.append([look.response(layer, kernel), *(look.grey(ways[way][place], way) for way in ways)])
+        arrays[f"{layer}/{kernel}"] = ways["DeconvNet, max"][place]
+        arrays |= {f"{layer}/{kernel}/{way}": ways[way][place] for way in ways}
+    look.save("comparison", beside(look.original, rows), f"{layer} · each picture on its own scale",
+              arrays)
+
+
+def compare_photos(looks, total):
+    """The same kernels under the same weights on several photographs: a row a kernel, one colour scale a row."""
+    first, rows, arrays = looks[0], [], {f"input/{look.photo.stem}": look.x for look in looks}
+    layer, kernels, options = first.last, first.kernels, first.options
+    projections = [look.seen.deconvnet(layer, kernels, options.mode) for look in progress(looks, len(looks))]
+    for kernel, ours in zip(kernels, zip(*projections)):
+        heat = max(np.max(look.seen.feature_map(layer)[..., kernel]) for look in looks)
+        grey, row = grey_scale(ours), []
+        for look, projection in zip(looks, ours):
+            field = look.seen.receptive_field(layer, kernel) if options.mode == "max" else None
+            row += [look.response(layer, kernel, heat), look.grey(projection, look.photo.path.name, field, grey)]
+            arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
+        rows.append(row)
+    save_figure(options, options.group, first.label, "comparison", rows,
+                      f"{layer} · mode {options.mode} · {len(looks)} of {total} photographs · a scale a row",
+                      prefix(first.name, arrays))
+
+
+def draw_top9(found, paths, see, options):
+    """For each kernel the nine photographs that excite it most, cut to its receptive field, beside the projections.
+
+    found: Strongest of the photographs `paths`. see: path -> Look.
+    """
+    layer, kernels = found.layer, options.kernels
+    if not isinstance(kernels, list):
+        kernels = np.argsort(-found.activations[0], kind="stable")[:kernels].tolist()
+    owners, pairs, arrays = found.photos[:, kernels], {}, {}
+    chosen = np.unique(owners[owners >= 0])
+    for index in progress(chosen, len(chosen)):  # a photograph serves all its kernels at once
+        look, mine = see(paths[index]), [kernel for kernel in kernels if index in found.photos[:, kernel]]
+        for kernel, projection in zip(mine, look.seen.deconvnet(layer, mine, options.mode)):
+            pairs[kernel, index] = look.patch(layer, kernel, projection)
+            arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
+        arrays[f"input/{look.photo.stem}"] = look.x
+    tiles = []
+    for kernel, indices, strengths in zip(kernels, owners.T, found.activations[:, kernels].T):
+        indices, strengths = indices[indices >= 0], strengths[indices >= 0]
+        left, right = (mosaic(images) for images in zip(*(pairs[kernel, index] for index in indices)))
+        tiles += [Tile(left, f"{layer} kernel {kernel}"),
+                  Tile(right, f"activation {strengths[0]:.3g} to {strengths[-1]:.3g}")]
+        arrays |= {f"{layer}/{kernel}/photographs": [str(paths[index]) for index in indices],
+                   f"{layer}/{kernel}/stems": [options.stems[paths[index]] for index in indices],
+                   f"{layer}/{kernel}/activations": strengths}
+    save_figure(options, options.group, look.label, "top9", wrap(tiles, 6),
+                      f"{found.seen} of {len(options.images)} photographs seen · strongest first · zero is grey",
+                      prefix(look.name, arrays), False)
+
+
+def draw_occlusion(look):
+    """Zeiler and Fergus, figure 7: class and strongest kernel where a grey square hides a part."""
+    layer, index, kernel = look.last, look.classes[0], look.seen.strongest(look.last, 1)[0]
+    probabilities, responses = occlusion(look.model, look.x, layer, look.options.patch, look.options.stride)
+    ours, response = probabilities[..., index], responses[..., kernel]
+    tiles = [look.original,
+             look.feature(ours, f"{class_name(index)}\nprobability, min {ours.min():.3g}", over=True),
+             *class_map(probabilities.argmax(axis=-1), look.image),
+             look.feature(response, f"{layer} kernel {kernel}\nsummed response, min {response.min():.3g}", over=True),
+             look.grey(look.seen.deconvnet(layer, [kernel], look.options.mode)[0], f"kernel {kernel}, projection")]
+    look.save("occlusion", wrap(tiles, 3), 
+              f"a grey square of {look.options.patch} pixels is centred on each point of the maps: cold is needed",
+              {f"{layer}/{index}/probability": ours, f"{layer}/{kernel}/response": response,
+               "most_probable": probabilities.argmax(axis=-1)})
