@@ -18,6 +18,7 @@ import difflib
 import fnmatch
 import functools
 import hashlib
+import inspect
 import io
 import itertools
 import os
@@ -651,40 +652,47 @@ class ForwardPass:
         self.output = self._run(model, self.input)
         self.outputs = {step.op.name: step.output for step in self.steps}
 
-    def _run(self, model, x):
-        graph = getattr(model, "_functional", model)  # a Sequential model holds a functional one
-        if not hasattr(graph, "_run_through_graph"):
-            raise ValueError(f"{model.name} is no functional Keras model")
-        return graph._run_through_graph(x, operation_fn=self._record)
+    def _run(self, model, inputs):
+        return _graph(model)._run_through_graph(inputs, operation_fn=self._record)
 
     def _record(self, op):
         import tensorflow as tf
 
         def call(*args, **kwargs):
+            inputs = [tensor for tensor in tf.nest.flatten((args, kwargs)) if id(tensor) in self._known]
             if hasattr(getattr(op, "_functional", op), "_run_through_graph"):
-                return self._run(op, *args)  # a network inside the network: its layers are ours
-            inputs = [t for t in tf.nest.flatten((args, kwargs)) if id(t) in self._known]
+                return self._run(op, inputs)  # a network inside the network: its layers are ours
+            if "training" in inspect.signature(op.call).parameters:
+                kwargs["training"] = False
             output = op(*args, **kwargs)
-            if id(output) in self._known:  # dropout gives back its very input
-                output = tf.identity(output)
-            self._known.add(id(output))
-            self.steps.append(Step(op, args, kwargs, inputs, output))
-            return output
+            if not tf.is_tensor(output):  # several tensors: a step for each
+                parts = [(_part(op, place), part) for place, part in enumerate(tf.nest.flatten(output))]
+                return tf.nest.pack_sequence_as(output, [self._keep(part, args, kwargs, inputs, t) for part, t in parts])
+            return self._keep(op, args, kwargs, inputs, output)
 
         return call
+
+    def _keep(self, op, args, kwargs, inputs, output):
+        import tensorflow as tf
+        if id(output) in self._known:  # dropout gives back its very input
+            output = tf.identity(output)
+        self._known.add(id(output))
+        self.steps.append(Step(op, args, kwargs, inputs, output))
+        return output
 
     @functools.cached_property
     def logits(self):
         """The class scores before softmax, float32 (n_classes,). ValueError where the network gives none."""
-        last = getattr(self.steps[-1].op, "activation", None)
-        if self.output.shape.rank != 2 or getattr(last, "__name__", "") in ("softmax", "sigmoid"):
+        last = getattr(self.steps[-1].op, "activation", self.steps[-1].op)
+        name = getattr(last, "__name__", type(last).__name__).lower()
+        if self.output.shape.rank != 2 or "softmax" in name or "sigmoid" in name:
             raise ValueError("the network's last layer gives no logits: build it with classifier_activation=None")
         return self.output[0]
 
     def feature_map(self, layer):
         """What a layer gave, a tensor (1, h, w, K), or (1, K) of a dense layer. ValueError for an unknown layer."""
         if layer not in self.outputs:
-            raise ValueError(f"unknown layer {layer!r}{_near(layer, self.outputs)}")
+            raise ValueError(f"unknown layer {layer!r}{_near(str(layer), self.outputs)}")
         return self.outputs[layer]
 
     def strongest(self, layer, count):
@@ -728,8 +736,8 @@ class ForwardPass:
         """
         import tensorflow as tf
         map_ = self.feature_map(layer)
-        if mode not in ("max", "all"):
-            raise ValueError(f"unknown mode {mode!r}: max or all")
+        if mode not in ("max", "all") or rule not in ("deconvnet", "guided", "gradient"):
+            raise ValueError(f"unknown mode {mode!r} or rule {rule!r}: max or all; deconvnet, guided or gradient")
         projections, large = np.zeros((len(kernels), *self.input.shape[1:]), np.float32), []
         confined = mode == "max" and map_.shape.rank == 4
         for place, kernel in enumerate(kernels):
@@ -878,6 +886,22 @@ class ForwardPass:
         return [_cut(part, windows[id(t)]) if windows else part for t, part in zip(step.inputs, parts)]
 
 
+def _graph(model):
+    """The functional network that a model is, or holds. ValueError for a subclassed one."""
+    graph = getattr(model, "_functional", model)
+    if not hasattr(graph, "_run_through_graph"):
+        raise ValueError(f"{getattr(model, 'name', model)} is no functional Keras model")
+    return graph
+
+
+def _part(op, place):
+    """An operation that gives several tensors, as one that gives the one at `place`."""
+    import tensorflow as tf
+    part = functools.partial(lambda *args, **kwargs: tf.nest.flatten(op(*args, **kwargs))[place])
+    part.name = op.name
+    return part
+
+
 def _relu_ceiling(op):
     """Where a step that is a ReLU, or ends in one, stops growing (6 for ReLU6, else infinity); None for any other."""
     function = getattr(op, "activation", op)
@@ -1005,7 +1029,7 @@ def grad_cam(model, x, layers, classes):
     import_keras()
     x, layers, classes = tf.convert_to_tensor(x, tf.float32), tuple(layers), list(classes)
     for index in classes:
-        _check_class(index, model.output_shape[-1])
+        _check_class(index, _graph(model).outputs[0].shape[-1])
     cams, logits = _grad_cam_function(model, layers, len(classes))(x, tf.constant(classes, tf.int32))
     return {layer: cam.numpy() for layer, cam in cams.items()}, logits.numpy()
 
