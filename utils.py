@@ -125,6 +125,10 @@ def read_options(script, figures, networks, builtin_weights=()):
     options.figures = check_words(options.figures, figures, "figure")
     options.colormap = colormap_number(options.colormap)
     options.classes = [read_class(word) for word in options.classes]
+    if not options.classes:
+        raise UserError("no class is given: an index, a WordNet id, a name, or top4 for the most probable")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"seed {options.seed}: from 0 to {2**32 - 1}")
     options.kernels = _kernel_words([str(word) for word in options.kernels], options.layers, networks)
     if "MODE" in script:
         options.mode = check_words([options.mode], ("max", "all"), "mode")[0]
