@@ -84,6 +84,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message} (see --help)")
 
+    def print_help(self, file=None):
+        super().print_help(file or sys.__stdout__)
+
 
 def _parser(script, words):
     """A parser with an option for each constant of a script, whose value is the default. words: weights by name."""
@@ -491,6 +494,7 @@ def import_keras():
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError("Keras was imported with another backend than TensorFlow, before utils")
     keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
     return keras
 
 
@@ -1106,15 +1110,16 @@ def put_to_the_test(model, x, cam, index, layer, orders=4, seed=0):
     height, width = x.shape[1:3]
     generator, shares = np.random.default_rng(seed), np.linspace(0, 1, 21)
     heats = [cv2.resize(np.asarray(cam), (width, height), interpolation=cv2.INTER_CUBIC)]
-    heats += [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
-              for _ in range(orders)]
+    *random, tie = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
+                    for _ in range(orders + 1)]  # equally warm pixels leave in a random order of patches, too
+    heats += random
     blurred, grey = cv2.GaussianBlur(x[0], (11, 11), 5), np.zeros_like(x[0])
 
     def pictures():
         for start, end in ((x[0], grey), (blurred, x[0])):
             yield from (start, end)
             for heat in heats:
-                order = np.argsort(-heat.ravel(), kind="stable")
+                order = np.lexsort((tie.ravel(), -heat.ravel()))
                 for share in shares[1:-1]:
                     picture = start.copy().reshape(-1, start.shape[-1])
                     changed = order[: round(share * order.size)]
@@ -1136,13 +1141,15 @@ def area(curve):
 
 
 def verdict(trial, name):
-    """What deletion says of a map, in one sentence."""
+    """What deletion says of a map, in one sentence: chance is within two standard deviations of the random orders."""
     before, after, chance = trial.deletion[0], trial.deletion[4], trial.random_deletion[:, 4]
-    mean, spread = chance.mean(), chance.std()
-    found = "beats chance" if after < mean - spread else "does worse than chance" if after > mean + spread \
+    mean, spread, margin = chance.mean(), chance.std(), 2 * chance.std(ddof=1)
+    found = "beats chance" if after < mean - margin else "does worse than chance" if after > mean + margin \
         else "does no better than chance"
-    moves = "falls" if after < before else "rises"
-    return (f"Without the warmest 20 % of the pixels the probability of {name} {moves} from {before:.2f} to {after:.2f}; "
+    moves = f"{'falls' if after < before else 'rises'} from {before:.2f} to {after:.2f}"
+    if f"{before:.2f}" == f"{after:.2f}":
+        moves = f"stays at {after:.2f}"
+    return (f"Without the warmest 20 % of the pixels the probability of {name} {moves}; "
             f"without a random 20 % to {mean:.2f} ± {spread:.2f}: the map {found}.")
 
 
@@ -1164,7 +1171,7 @@ def occlusion(model, x, layer, patch, stride):
     map in the layer; h and w are H and W over stride, rounded up.
     """
     height, width = x.shape[1:3]
-    rows, columns = range(stride // 2, height, stride), range(stride // 2, width, stride)
+    rows, columns = (range(stride // 2, stride * -(-size // stride), stride) for size in (height, width))
 
     def pictures():
         for y, x_ in itertools.product(rows, columns):
@@ -1188,7 +1195,7 @@ class Strongest(NamedTuple):
     interrupted: bool
 
 
-def strongest_photos(model, layer, paths, prepare, count=9, batch=16, strategy=None):
+def strongest_photos(model, layer, paths, prepare, count=9, batch=8, strategy=None):
     """The photographs that excite each kernel of a layer most (Zeiler and Fergus 2013, figure 2), as a Strongest.
 
     paths: the photographs, one response each; one that cannot be read is named on stderr and skipped. prepare: pixels
@@ -1207,11 +1214,6 @@ def strongest_photos(model, layer, paths, prepare, count=9, batch=16, strategy=N
             network.set_weights(weights)
     shape, width = model.input_shape[1:], network.output_shape[-1]
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.float32)])
-    def respond(x):
-        maps = network(x, training=False)
-        return tf.reduce_max(maps, axis=tuple(range(1, maps.shape.rank - 1)))
-
     def read(index):
         try:
             return prepare(read_photo(paths[index]))[0], True
@@ -1223,13 +1225,24 @@ def strongest_photos(model, layer, paths, prepare, count=9, batch=16, strategy=N
         x, good = tf.numpy_function(read, [index], (tf.float32, tf.bool))
         return index, tf.ensure_shape(x, shape), tf.ensure_shape(good, ())
 
+    @tf.function
+    def respond(x):
+        return strategy.run(lambda part: tf.reduce_max(network(part, training=False), axis=axes), (x,))
+
+    replicas, axes = strategy.num_replicas_in_sync, tuple(range(1, len(network.output_shape) - 1))
+    batch *= replicas
     dataset = tf.data.Dataset.range(len(paths)).map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(2)
     best, photos = np.full((count, width), -np.inf, np.float32), np.full((count, width), -1)
     seen, unreadable, interrupted = 0, [], False
     try:
-        for indices, x, good in progress(strategy.experimental_distribute_dataset(dataset), -(-len(paths) // batch)):
-            parts = (indices, good, strategy.run(respond, (x,)))
-            indices, good, values = (np.concatenate(strategy.experimental_local_results(part)) for part in parts)
+        for indices, x, good in progress(dataset, -(-len(paths) // batch)):
+            indices, good = indices.numpy(), good.numpy()
+            x = tf.pad(x, [(0, batch - len(indices)), (0, 0), (0, 0), (0, 0)])  # batches of one size: a single trace
+            if replicas > 1:
+                shares = tf.split(x, replicas)
+                x = strategy.experimental_distribute_values_from_function(
+                    lambda context, shares=shares: shares[context.replica_id_in_sync_group])
+            values = np.concatenate(strategy.experimental_local_results(respond(x)))[:len(indices)]
             values = np.concatenate([best, np.where(good[:, None], values, -np.inf)])
             owners = np.concatenate([photos, np.repeat(indices[:, None], width, axis=1)])
             order = np.argsort(-values, axis=0, kind="stable")[:count]
@@ -1240,7 +1253,7 @@ def strongest_photos(model, layer, paths, prepare, count=9, batch=16, strategy=N
         print(f"stopped after {seen} of {len(paths)} photographs", file=sys.stderr)
         interrupted = True
     if not seen:
-        raise UserError(f"none of the {len(paths)} photographs was read")
+        raise KeyboardInterrupt if interrupted else UserError(f"none of the {len(paths)} photographs could be read")
     return Strongest(layer, best, photos, seen, unreadable, interrupted)
 
 
@@ -1460,10 +1473,11 @@ def class_map(indices, image):
     """A map (h, w) of class indices over a picture, a colour a class, and its legend: two tiles."""
     import matplotlib
     classes, places, counts = np.unique(indices, return_inverse=True, return_counts=True)
-    colours = np.array([matplotlib.colormaps["tab10"](place % 10)[:3] for place in range(len(classes))])
+    frequent = np.argsort(-counts, kind="stable")[:10]
+    colours = np.full((len(classes), 3), 0.5)  # those that the legend does not name are grey
+    colours[frequent] = matplotlib.colormaps["tab10"](np.arange(len(frequent)))[:, :3]
     picture = np.uint8(colours[places.reshape(indices.shape)] * 255)
     picture = cv2.resize(picture, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    frequent = np.argsort(-counts, kind="stable")[:10]
 
     def legend(axes):
         axes.set_axis_off()
@@ -1471,7 +1485,7 @@ def class_map(indices, image):
             axes.scatter([], [], marker="s", color=colours[place], label=class_name(classes[place]))
         axes.legend(loc="upper left", frameon=False, fontsize=8)
 
-    count = f"{len(classes)} classes" + (", the ten most frequent" if len(classes) > 10 else "")
+    count = f"classes: {len(classes)}" + (", the ten most frequent" if len(classes) > 10 else "")
     return [Tile(cv2.addWeighted(picture, 0.5, image, 0.5, 0), "most probable class"),
             Tile(plot(legend, TILE, 220), count)]
 
@@ -1685,7 +1699,7 @@ def draw_occlusion(look):
              *class_map(probabilities.argmax(axis=-1), look.image),
              look.feature(response, f"{layer} kernel {kernel}\nsummed response, min {response.min():.3g}", over=True),
              look.grey(look.seen.deconvnet(layer, [kernel], look.options.mode)[0], f"kernel {kernel}, projection")]
-    look.save("occlusion", wrap(tiles, 3), 
+    look.save("occlusion", wrap(tiles, 3),
               f"a grey square of {look.options.patch} pixels is centred on each point of the maps: cold is needed",
               {f"{layer}/{index}/probability": ours, f"{layer}/{kernel}/response": response,
                "most_probable": probabilities.argmax(axis=-1)})

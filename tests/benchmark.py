@@ -4,20 +4,21 @@
     python tests/benchmark.py --only gradcam,captum    the lines of these claims
     python tests/benchmark.py --json speed.json        where the numbers go (default: benchmark.json)
 
-It prints one table, in Markdown, and writes one JSON file. Each line names the call or command that was timed, ours and
-the one it is held against. The peers are used where they are installed (`pip install tf-keras-vis`; `pip install torch
-captum`) and named as absent where not.
+It prints one table, in Markdown, and writes one JSON file. Each line names the call or command that was timed, ours
+and the one it is held against. The peers are used where they are installed (`pip install tf-keras-vis`, `pip install
+torch captum`) and named as absent where not.
 
-How it measures: what is compared runs in one process, on the same photograph, both sides warm, in turns (one round after
-the other, so that a busy moment of the machine meets both); the ratio is taken within each round, and its median over
-the rounds is the line. «A pass» is a bare forward pass of the same VGG16 in a tf.function at 224x224, in the same rounds.
-Speed does not depend on what the weights are: they are random, from seed 0, so that nothing need be downloaded.
+How it measures: what is compared runs in one process, on the same photograph, both sides warm, in turns (one round
+after the other, so that a busy moment of the machine meets both); the ratio is taken within each round, and its median
+over the rounds is the line. «A pass» is a bare forward pass of the same VGG16 in a tf.function at 224x224, in the same
+rounds. The weights are random, from seed 0, so that nothing need be downloaded: speed does not depend on them.
 """
 import argparse
 import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -40,7 +41,7 @@ LAYERS = utils.vgg_network("vgg16").all  # the 13 convolutions
 LAST = "block5_conv3"
 BLOCKS = ["block1_conv2", "block2_conv2", "block3_conv3", "block4_conv3", "block5_conv3"]
 CLASS = 285  # Egyptian cat
-BATCH = 16  # photographs that the scan of top9 takes at once
+BATCH = inspect.signature(utils.strongest_photos).parameters["batch"].default  # what the scan takes at once
 DOWN = "utils.ForwardPass(model, x).deconvnet"
 
 
@@ -95,9 +96,10 @@ def run_program(*words):
 
 
 def same(ours, theirs):
-    """How well two sets of arrays agree, in words: the largest difference as a share of the largest value of its array."""
+    """How well two lists of arrays agree, in words: the largest difference, as a share of its array's largest value."""
     pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(ours, theirs, strict=True)]
-    return f"numbers agree within {max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs):.0e}"
+    worst = max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)
+    return f"numbers agree within {worst:.0e}" if worst else "the same numbers, bit for bit"
 
 
 def installed(name):
@@ -171,16 +173,17 @@ def gradcam():
         yield absent("the same, against tf-keras-vis", "tf-keras-vis")
         return
     yield Line("the same, against tf-keras-vis", seconds["tf_keras_vis"] / seconds["ours"], "times faster", None,
-               ours, f"for each layer: Gradcam(model, clone=False)(CategoricalScore({CLASS}), x, penultimate_layer=layer, "
-               "seek_penultimate_conv_layer=False, expand_cam=False, normalize_cam=False); "
-               + same(np.maximum(maps, 0) if False else [np.maximum(map_, 0) for map_ in maps], calls["tf_keras_vis"]()))
+               ours, f"for each layer: Gradcam(model, clone=False)(CategoricalScore({CLASS}), x, "
+               "penultimate_layer=layer, seek_penultimate_conv_layer=False, expand_cam=False, normalize_cam=False); "
+               + same([np.maximum(map_, 0) for map_ in maps], calls["tf_keras_vis"]()))
 
 
 def classes():
     """Ten classes at one layer against one."""
     model, x = vgg16(), photograph()
     ten = list(range(CLASS, CLASS + 10))
-    seconds = take_turns(one=lambda: utils.grad_cam(model, x, [LAST], [CLASS]), ten=lambda: utils.grad_cam(model, x, [LAST], ten))
+    seconds = take_turns(one=lambda: utils.grad_cam(model, x, [LAST], [CLASS]),
+                         ten=lambda: utils.grad_cam(model, x, [LAST], ten))
     yield Line(f"Grad-CAM, ten classes at {LAST}", seconds["ten"] / seconds["one"], "times one class", 1.5,
                f'utils.grad_cam(model, x, ["{LAST}"], ten classes)', f'utils.grad_cam(model, x, ["{LAST}"], [{CLASS}])')
 
@@ -189,7 +192,7 @@ def classes():
 
 
 def deconvnet_clone(model, layer):
-    """The network up to a layer, every ReLU replaced by one that rectifies the gradient: DeconvNet's rule, the usual way."""
+    """The network up to a layer, every ReLU replaced by one that rectifies the gradient: DeconvNet, the usual way."""
     import keras
     import tensorflow as tf
 
@@ -222,16 +225,17 @@ def deconvnet():
     kernels, clone = utils.ForwardPass(model, x).strongest(LAST, 9), deconvnet_clone(model, LAST)
     calls = {"a_pass": bare_pass(), "ours": lambda: utils.deconvnet(model, x, LAST, kernels),
              "tape": lambda: taped_projections(clone, x, kernels)}
-    seconds, ours = take_turns(**calls), f'utils.deconvnet(model, x, "{LAST}", nine kernels)'
+    seconds = take_turns(**calls)
+    ours = f'utils.deconvnet(model, x, "{LAST}", nine kernels)'
     yield Line(f"DeconvNet, nine projections of {LAST}", seconds["ours"] / seconds["a_pass"], "passes", 11,
                ours, "tf.function(model)(x)")
     yield Line("the same, against one persistent tape", seconds["tape"] / seconds["ours"], "times faster", None,
-               ours, "a clone with relu = tf.custom_gradient, eager: one GradientTape(persistent=True), nine tape.gradient; "
-               + same(calls["ours"](), calls["tape"]()))
+               ours, "eagerly, in a clone whose relu is a tf.custom_gradient: one GradientTape(persistent=True), "
+               "nine tape.gradient; " + same(calls["ours"](), calls["tape"]()))
 
 
 def captum_seconds():
-    """In torch, a VGG16 of the same shape: seconds of a forward pass, and of nine projections by Captum, a call each."""
+    """In torch, a VGG16 of the same shape: seconds of a forward pass, and of nine projections by Captum, one by one."""
     import torch
     from captum.attr import Deconvolution
     from torch import nn
@@ -239,10 +243,11 @@ def captum_seconds():
     features, width = [], 3
     for filters, count in zip((64, 128, 256, 512, 512), utils.VGG_BLOCKS["vgg16"]):
         for _ in range(count):
-            features += [nn.Conv2d(width, filters, 3, padding=1), nn.ReLU()]  # never in place: Captum's hooks need both ends
+            features += [nn.Conv2d(width, filters, 3, padding=1), nn.ReLU()]  # not in place: Captum hooks them
             width = filters
         features.append(nn.MaxPool2d(2))
-    classifier = [nn.Flatten(), nn.Linear(25088, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
+    classifier = [nn.Flatten(), nn.Linear(25088, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(),
+                  nn.Linear(4096, 1000)]
     whole, up_to_last = nn.Sequential(*features, *classifier).eval(), nn.Sequential(*features[:-1]).eval()
     x = torch.from_numpy(photograph().transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
@@ -267,12 +272,15 @@ def captum():
         return
     model, x = vgg16(), photograph()
     kernels = utils.ForwardPass(model, x).strongest(LAST, 9)
-    seconds = take_turns(ours=lambda: utils.deconvnet(model, x, LAST, kernels))
+    calls = {"ours": lambda: utils.deconvnet(model, x, LAST, kernels)}
+    before = take_turns(**calls)["ours"]
     theirs = {name: np.array(values) for name, values in in_a_process("captum_seconds").items()}
-    call = "captum.attr.Deconvolution(VGG16 to block5_conv3).attribute(x, target=(kernel, row, column)), nine calls"
-    yield Line(claims[0], theirs["nine"] / theirs["a_pass"], "passes", None, "", f"{call}; in a process of its own")
-    yield Line(claims[1], theirs["nine"] / np.median(seconds["ours"]), "times faster", None,
-               f'utils.deconvnet(model, x, "{LAST}", nine kernels)', f"{call}; in a process of its own, not in turns")
+    ours = np.median([*before, *take_turns(**calls)["ours"]])
+    call = ("nine times captum.attr.Deconvolution(VGG16 to block5_conv3).attribute(x, target=(kernel, row, column)), "
+            "in a process of its own")
+    yield Line(claims[0], theirs["nine"] / theirs["a_pass"], "passes", None, "", f"{call}; torch's VGG16(x)")
+    yield Line(claims[1], theirs["nine"] / ours, "times faster", None,
+               f'utils.deconvnet(model, x, "{LAST}", nine kernels)', f"{call}; ours before and after")
 
 
 def blocks():
@@ -325,10 +333,10 @@ def scan(count=96):
                    for start in range(0, count, BATCH)]
         seconds = take_turns(rounds=3, warm=1,
                              bare=lambda: [forward(batch).numpy() for batch in batches],
-                             ours=lambda: utils.strongest_photos(model, LAST, paths, prepare, batch=BATCH))
+                             ours=lambda: utils.strongest_photos(model, LAST, paths, prepare))
     rate = count / np.median(seconds["ours"])
     yield Line(f"top9, photographs a second of the scan to {LAST} ({rate:.1f}/s)", seconds["bare"] / seconds["ours"],
-               "of a bare pass's", 0.85, f'utils.strongest_photos(model, "{LAST}", {count} JPEGs of 500x375, prepare)',
+               "of a bare pass", 0.85, f'utils.strongest_photos(model, "{LAST}", {count} JPEGs of 500x375, prepare)',
                f"tf.function(network to {LAST})(batch) over the same in memory, batches of {BATCH}", least=True)
 
 
@@ -339,7 +347,7 @@ def peak_of_a_scan(folder, count):
     """
     keras = utils.import_keras()
     model = keras.applications.VGG16(weights=None, include_top=False, input_shape=(224, 224, 3))
-    utils.strongest_photos(model, "block1_conv1", sorted(Path(folder).glob("*.jpg"))[:count], prepare, batch=BATCH)
+    utils.strongest_photos(model, "block1_conv1", sorted(Path(folder).glob("*.jpg"))[:count], prepare)
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
@@ -383,7 +391,8 @@ def runs(rounds=3):
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 whole = clock(lambda: run_program(str(HERE.parent / script), *words, "--output", folder))
-            seconds.append((whole, clock(lambda: run_program(*importing)), in_a_process("building_seconds", script) if builds else 0))
+            imported = clock(lambda: run_program(*importing))
+            seconds.append((whole, imported, in_a_process("building_seconds", script) if builds else 0))
         whole, imported, built = np.array(seconds).T
         less = f"less python -c 'import tensorflow, keras' ({np.median(imported):.1f} s)"
         less += f" and building the network ({np.median(built):.1f} s)" if builds else ""
@@ -397,9 +406,9 @@ def drawing():
     image = utils.fit(utils.read_photo(utils.HERE / "Image" / "cat.jpg"), utils.TILE)
     cams = utils.grad_cam(model, x, LAYERS, [CLASS])[0]
     jet = utils.colormap_number("jet")
-    overlays = {layer: utils.overlay(image, utils.heat_map(cam[0], *image.shape[:2])[0], jet) for layer, cam in cams.items()}
-    tiles = [utils.Tile(image, layer) for layer, image in overlays.items()]
-    rows = utils.wrap((tiles * 3)[:29], 5)
+    heats = {layer: utils.heat_map(cam[0], *image.shape[:2])[0] for layer, cam in cams.items()}
+    tiles = [utils.Tile(utils.overlay(image, heat, jet), layer) for layer, heat in heats.items()]
+    rows = utils.wrap((tiles * 3)[:29], 5)  # as many as both VGGs have convolutions
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "__stdout__", io.StringIO()):
         path = Path(folder) / "benchmark.jpg"
         seconds = take_turns(maps=lambda: utils.grad_cam(model, x, LAYERS, [CLASS]),
@@ -422,19 +431,26 @@ def surroundings():
     for package in ("tensorflow", "keras", "numpy", "tf-keras-vis", "torch", "captum"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return {"python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count(), "packages": found,
-            "weights": "random, seed 0: the published ones were not used; speed does not depend on them"}
+    return {"python": platform.python_version(), "system": platform.platform(), "cores": os.cpu_count(),
+            "packages": found,
+            "weights": "random, seed 0 (the published ones cannot be had everywhere; speed does not depend on them)"}
+
+
+def median(line):
+    """The value of a Line; None where the peer is absent."""
+    return float(np.median(line.rounds)) if len(line.rounds) else None
 
 
 def row(line):
     """A Line as a row of the table."""
-    words = [line.claim, "", "", f"`{line.ours}`" if line.ours else "", line.against]
-    if len(line.rounds):
-        words[1] = f"{np.median(line.rounds):.3g} {line.unit}"
-    if line.target is not None:
-        reached = np.median(line.rounds) >= line.target if line.least else np.median(line.rounds) <= line.target
-        words[2] = f"{'≥' if line.least else '≤'} {line.target}{'' if reached else ' MISSED'}"
-    return "| {:<52} | {:<20} | {:<13} | {} | {} |".format(*words)
+    value, measured, target = median(line), "", ""
+    if value is not None:
+        measured = f"{value:.3g} {line.unit}"
+        if line.target is not None:
+            reached = value >= line.target if line.least else value <= line.target
+            target = f"{'≥' if line.least else '≤'} {line.target}{'' if reached else ' MISSED'}"
+    ours = f"`{line.ours}`" if line.ours else ""
+    return f"| {line.claim:<66} | {measured:<20} | {target:<12} | {ours} | {line.against} |"
 
 
 def main():
@@ -446,16 +462,17 @@ def main():
     if not set(chosen) <= set(CLAIMS):
         parser.error(f"--only takes {', '.join(CLAIMS)}")
     about, lines = surroundings(), []
-    print("VGG16 and InceptionV3 with random weights (the published ones are not needed to measure speed), 224x224;",
-          ", ".join(f"{name} {version}" for name, version in about["packages"].items()), f"on {about['cores']} cores\n")
-    print("| {:<52} | {:<20} | {:<13} | ours | against |\n|---|---|---|---|---|".format("claim", "measured", "target"))
-    for name in chosen:
-        for line in CLAIMS[name]():
-            lines.append(line)
-            print(row(line), flush=True)
-    numbers = [line._asdict() | {"rounds": list(line.rounds), "median": float(np.median(line.rounds)) if len(line.rounds) else None}
-               for line in lines]
-    options.json.write_text(json.dumps(about | {"lines": numbers}, indent=1), encoding="utf-8")
+    print(f"Weights: {about['weights']}.", *(f"{name} {version}," for name, version in about["packages"].items()),
+          f"{about['cores']} cores.\n")
+    print(f"| {'claim':<66} | {'measured':<20} | {'target':<12} | ours | against |\n|---|---|---|---|---|")
+    try:
+        for name in chosen:
+            for line in CLAIMS[name]():
+                lines.append(line)
+                print(row(line), flush=True)
+    finally:  # what has been measured is kept, whatever fails later
+        numbers = [line._asdict() | {"rounds": list(line.rounds), "median": median(line)} for line in lines]
+        options.json.write_text(json.dumps(about | {"lines": numbers}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
