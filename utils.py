@@ -44,6 +44,11 @@ SILENCE, RUNNING = threading.Lock(), threading.Lock()  # of what C libraries say
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods differentiate TensorFlow
 
 
+def tell(text):
+    """Say something on stderr, on one line; what a file name holds beyond letters is not let loose on the terminal."""
+    print("".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split())), file=sys.stderr)
+
+
 class UserError(Exception):
     """Something expected to go wrong; its text is the one line that the person at the shell reads."""
 
@@ -233,7 +238,7 @@ def run(main):
         with contextlib.redirect_stdout(_Chatter()):
             code = main()
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        tell(f"error: {error}")
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -407,7 +412,7 @@ def photographs(options, figures, names=None):
             except UserError as error:
                 if not several:
                     raise
-                print(f"skipped: {error}", file=sys.stderr)
+                tell(f"skipped: {error}")
                 options.skipped.append(path)
                 continue
             yield photo
@@ -1218,7 +1223,7 @@ def strongest_photos(model, layer, paths, prepare, count=9, batch=8, strategy=No
         try:
             return prepare(read_photo(paths[index]))[0], True
         except UserError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            tell(f"skipped: {error}")
             return np.zeros(shape, np.float32), False
 
     def load(index):
