@@ -34,6 +34,7 @@ COLORMAP = "jet"       # any of OpenCV's: jet, turbo, viridis, inferno …
 PUBLISHED = utils.Published(
     "https://storage.googleapis.com/download.tensorflow.org/models/inception_v1_2016_08_28.tar.gz",
     "7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6")
+CHECKPOINT = "inception_v1.ckpt"  # what the archive holds
 LIMIT = 2**27  # bytes that an archive of these weights, 27 MB, may unpack to
 TINY = utils.HERE / "Image" / "googlenet_tiny_imagenet.npz"
 STEM = {"Conv2d_1a_7x7": 64, "Conv2d_2b_1x1": 64, "Conv2d_2c_3x3": 192}
@@ -116,10 +117,10 @@ def stored_variables(path, names):
             return {name: arrays[name] for name in names if name in arrays.files}
     if path.name.endswith((".tar.gz", ".tgz")):
         with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
-            member = archive.getmember("inception_v1.ckpt")
+            member = archive.getmember(CHECKPOINT)
             if not member.isfile() or member.size > LIMIT:
-                raise ValueError("its inception_v1.ckpt is no file of the expected size")
-            unpacked = Path(folder) / "inception_v1.ckpt"
+                raise ValueError(f"its {CHECKPOINT} is no file of the expected size")
+            unpacked = Path(folder) / CHECKPOINT
             with archive.extractfile(member) as packed, open(unpacked, "wb") as file:
                 shutil.copyfileobj(packed, file)
             return stored_variables(unpacked, names)
@@ -131,7 +132,9 @@ def build(weights, seed):
     """GoogLeNet with its weights. UserError where they cannot be had or do not fit."""
     utils.import_keras().utils.set_random_seed(seed)
     model = googlenet()
-    path = TINY if weights == "tiny" else utils.weights_file(weights, [PUBLISHED], hints=("tiny", "random"))
+    unpacked = Path(weights) / CHECKPOINT
+    path = TINY if weights == "tiny" else unpacked if unpacked.is_file() else \
+        utils.weights_file(weights, [PUBLISHED], hints=("tiny", "random"))
     if path is None:
         return model
     if path.suffix == ".h5":
@@ -192,7 +195,7 @@ def draw_kernels(look):
     maps = look.seen.feature_map(look.last)[0].numpy()[..., kernels]
     tiles = [look.feature(maps[..., place], f"kernel {kernel}") for place, kernel in enumerate(kernels)]
     look.save("kernels", utils.wrap([look.original, *tiles], 5), f"{look.last} · feature maps",
-              {f"{look.last}/kernels": maps, f"{look.last}/kernel_numbers": np.array(kernels)})
+              {f"{look.last}/kernels": maps, f"{look.last}/kernel_numbers": kernels})
 
 
 def draw_guided(look):

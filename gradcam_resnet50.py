@@ -8,8 +8,6 @@ figure `layers` shows the stem and the 16 residual blocks, each after its additi
 """
 import functools
 
-import numpy as np
-
 import utils
 
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
@@ -94,7 +92,7 @@ def draw_kernels(look):
     maps = look.seen.feature_map(look.last)[0].numpy()[..., kernels]
     tiles = [look.feature(maps[..., place], f"kernel {kernel}") for place, kernel in enumerate(kernels)]
     look.save("kernels", utils.wrap([look.original, *tiles], 5), f"{look.last} · feature maps",
-              {f"{look.last}/kernels": maps, f"{look.last}/kernel_numbers": np.array(kernels)})
+              {f"{look.last}/kernels": maps, f"{look.last}/kernel_numbers": kernels})
 
 
 def draw_guided(look):

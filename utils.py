@@ -21,8 +21,12 @@ import hashlib
 import inspect
 import io
 import itertools
+import logging
 import os
 import re
+import shutil
+import signal
+import socket
 import sys
 import tempfile
 import textwrap
@@ -32,15 +36,37 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+
+@contextlib.contextmanager
+def _leaving_on_interrupt():
+    """Let Ctrl-C end a program at once while it imports: an import that is interrupted fails in odd ways, or goes on.
+
+    A notebook, which has no file, and whoever handles or ignores Ctrl-C already, are left alone.
+    """
+    ours = threading.current_thread() is threading.main_thread() and hasattr(sys.modules["__main__"], "__file__") \
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with _leaving_on_interrupt():
+    import cv2
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
 
 HERE = Path(__file__).resolve().parent
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 TILE = 300  # pixels of the longer side of a tile
 LONGEST_SIDE = 2048  # pixels kept of a photograph: more than any network or picture here uses
+MOST_PIXELS = 10**8  # of a photograph that is decoded whole: 10,000 by 10,000
+PATIENCE = 30  # seconds without a byte after which a download is given up
 SILENCE, RUNNING = threading.Lock(), threading.Lock()  # of what C libraries say; of the progress bar that is shown
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a broken file, its error says as well
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods differentiate TensorFlow
 
 
@@ -142,8 +168,8 @@ def read_options(script, figures, networks, builtin_weights=()):
         options.mode = check_words([options.mode], ("max", "all"), "mode")[0]
         if not (1 <= options.patch <= 224 and 1 <= options.stride <= 224):
             raise UserError(f"patch {options.patch} and stride {options.stride}: from 1 to 224 pixels")
-        if options.compared < 1:
-            raise UserError(f"compared {options.compared}: from 1 photograph")
+        if not 1 <= options.compared <= 32:
+            raise UserError(f"compared {options.compared}: from 1 to 32 photographs")
     options.weights = str(options.weights)
     if options.weights not in words and not any(Path(options.weights + end).exists() for end in ("", ".index")):
         raise UserError(f"no weights {options.weights}: give a file, a folder, {', '.join(words[:-1])} or random")
@@ -322,18 +348,34 @@ def _rgb(image):
     """A Pillow image as uint8 (H, W, 3): transparency over white, 16 bits scaled to 8."""
     if image.mode.startswith("I"):
         grey = np.asarray(image)
+        grey = grey.astype(grey.dtype.newbyteorder("="), copy=False)  # TIFF may say the other way round
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError("its pixels are beyond 16 bits")
-        pixels = np.uint8((grey + np.float32(128)) / 257)
+        pixels = cv2.convertScaleAbs(grey, alpha=1 / 257)
         if "transparency" in image.info:
             pixels[grey == image.info["transparency"]] = 255
-        return np.repeat(pixels[..., None], 3, axis=2)
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    transparent = image.has_transparency_data
+    mode, factor = "RGBA" if transparent else "RGB", max(image.size) // LONGEST_SIDE
+    image = image if image.mode == mode else image.convert(mode)
+    image = image.reduce(factor) if factor > 1 else image  # before it is copied
+    if transparent:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return np.asarray(image)
+
+
+def _check_effort(image):
+    """ValueError for a photograph that would take much more memory or time to read than any camera's."""
+    pixels = image.width * image.height
+    if image.format != "JPEG" and pixels > MOST_PIXELS:  # a large JPEG is decoded at a fraction of its size
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
+    if image.format == "JPEG":  # each scan goes over all pixels once more
+        image.fp.seek(0)
+        scans = sum(block.count(b"\xff\xda") for block in iter(lambda: image.fp.read(2**20), b""))
+        if scans * pixels > 20 * MOST_PIXELS:
+            raise ValueError(f"{scans} scans of {image.width} x {image.height} pixels are no camera's work")
 
 
 @functools.lru_cache(maxsize=1)
@@ -344,9 +386,12 @@ def read_photo(path):
     cv2.imread it refuses a truncated file instead of filling it with grey. UserError for anything that cannot be read.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise ValueError("it is no file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP", "TIFF")) as image:
+                _check_effort(image)
                 image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # a large JPEG is decoded at a half, a quarter …
                 with _silence() if image.format == "TIFF" else contextlib.nullcontext():
                     image.load()
@@ -492,7 +537,7 @@ def softmax(logits):
 def import_keras():
     """Keras on TensorFlow, channels last, imported without the messages that TensorFlow greets with."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _silence():
+    with _leaving_on_interrupt(), _silence():
         import keras
         import tensorflow as tf
         tf.constant(0)  # the first operation starts the devices, which greet too
@@ -527,9 +572,8 @@ def weights_file(weights, published, hints=("random",)):
     """The path of a network's weights, fetched where they must be; None for `random`.
 
     weights: `imagenet`, `random`, a file, or a folder that holds one of the published files. published: the files that
-    would do, the best first; one that is in Keras's cache already is taken before the last one is downloaded.
+    would do, the best first; one that is whole in Keras's cache already is taken before the last one is downloaded.
     """
-    keras = import_keras()
     if weights == "random":
         return None
     path = Path(weights)
@@ -540,17 +584,49 @@ def weights_file(weights, published, hints=("random",)):
         if not found:
             raise UserError(f"the folder {path} holds no {' or '.join(file.name for file in published)}")
         return found[0]
-    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    cache = home / "models"
-    file = next((file for file in published if (cache / file.name).is_file()), published[-1])
+    home = Path(os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras"))
+    caches = [place / "models" for place in (home, Path(tempfile.gettempdir()) / ".keras")]  # as Keras has them
+    for file, cache in itertools.product(published, caches):
+        if _is_whole(cache / file.name, file.hash):
+            return cache / file.name
+    file, cache = published[-1], caches[0] if os.access(home, os.W_OK) else caches[1]
     try:
-        return Path(keras.utils.get_file(
-            file.name, file.url, cache_dir=str(home), cache_subdir="models", file_hash=file.hash))
+        return _download(file, cache)
     except Exception as error:
         raise UserError(
             f"no whole copy of the published weights {file.name} is in {cache}, or could be fetched from {file.url} "
             f"({reason(error).rpartition(' -- ')[2]}): put the file there by hand, or go on with "
             + " or ".join(f"--weights {hint}" for hint in (*hints, "PATH"))) from error
+
+
+def _is_whole(path, digest):
+    """Whether a file is there and has the md5 or sha256 that is published of it."""
+    if not path.is_file():
+        return False
+    known = hashlib.new("sha256" if len(digest) == 64 else "md5", usedforsecurity=False)
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(2**20), b""):
+            known.update(block)
+    return known.hexdigest() == digest
+
+
+def _download(file, cache):
+    """Fetch a Published file into Keras's cache: its path. It gets its name when it is whole, and its hash is right."""
+    keras, patience = import_keras(), socket.getdefaulttimeout()
+    cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob("download_*"):  # by a killed run
+        if time.time() - left.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="download_", dir=cache) as folder:
+        socket.setdefaulttimeout(PATIENCE)
+        if not sys.stderr.isatty():  # nobody watches the bar
+            keras.config.disable_interactive_logging()
+        try:
+            part = keras.utils.get_file(file.name, file.url, cache_dir=folder, cache_subdir="", file_hash=file.hash)
+        finally:
+            socket.setdefaulttimeout(patience)
+            keras.config.enable_interactive_logging()
+        return Path(shutil.move(part, cache / file.name))
 
 
 def reason(error):
@@ -679,8 +755,9 @@ class ForwardPass:
                 kwargs["training"] = False
             output = op(*args, **kwargs)
             if not tf.is_tensor(output):  # several tensors: a step for each
-                parts = [(_part(op, place), part) for place, part in enumerate(tf.nest.flatten(output))]
-                return tf.nest.pack_sequence_as(output, [self._keep(part, args, kwargs, inputs, t) for part, t in parts])
+                parts = [self._keep(_part(op, place), args, kwargs, inputs, part)
+                         for place, part in enumerate(tf.nest.flatten(output))]
+                return tf.nest.pack_sequence_as(output, parts)
             return self._keep(op, args, kwargs, inputs, output)
 
         return call
@@ -713,11 +790,15 @@ class ForwardPass:
         response = np.max(self.feature_map(layer)[0], axis=tuple(range(self.feature_map(layer).shape.rank - 2)))
         return np.argsort(-response, kind="stable")[:count].tolist()
 
-    def _class_seeds(self, classes):
+    def _classes_down(self, classes, wanted, rule):
+        """The signals of class logits at the tensors `wanted`, 16 at a time: a thousand classes fit in memory."""
         import tensorflow as tf
         for index in () if tf.is_tensor(classes) else classes:
             _check_class(index, self.logits.shape[0])
-        return tf.one_hot(classes, self.logits.shape[0])
+        seeds = tf.one_hot(classes, self.logits.shape[0])
+        parts = [self._down({id(self.output): seeds[start:start + 16]}, wanted, rule)
+                 for start in range(0, max(1, seeds.shape[0]), 16)]
+        return [tf.concat(signals, axis=0) for signals in zip(*parts)]
 
     def grad_cam(self, layers, classes):
         """Grad-CAM (Selvaraju et al. 2016, section 3): {layer: (len(classes), h, w) tensor}, before the last ReLU.
@@ -729,7 +810,7 @@ class ForwardPass:
         for layer, map_ in zip(layers, maps):
             if map_.shape.rank != 4:
                 raise ValueError(f"layer {layer!r} has no map to lay over a photograph")
-        gradients = self._down({id(self.output): self._class_seeds(classes)}, maps, "gradient")
+        gradients = self._classes_down(classes, maps, "gradient")
         cams = {}
         for layer, map_, gradient in zip(layers, maps, gradients):
             weights = tf.reduce_mean(gradient, axis=(1, 2))  # equation 1: alpha_k^c, (classes, K)
@@ -738,7 +819,7 @@ class ForwardPass:
 
     def guided_backprop(self, classes):
         """Guided backpropagation of class logits down to the input: tensor (len(classes), H, W, 3)."""
-        return self._down({id(self.output): self._class_seeds(classes)}, [self.input], "guided")[0]
+        return self._classes_down(classes, [self.input], "guided")[0]
 
     def deconvnet(self, layer, kernels, mode="max", rule="deconvnet"):
         """Kernels of a layer projected back to pixels (Zeiler and Fergus 2013, section 2.1): float32 (N, H, W, 3).
@@ -1556,6 +1637,8 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
         images.append((x, y, np.repeat(colorize(np.linspace(1, 0, strip)[:, None], colorbar), 16, axis=1)))
         texts += [(x, y - 4, "max", 8, "normal"), (x, y + strip + line, "0", 8, "normal")]
         height = max(height, y + strip + 3 * line)
+    if max(height, width) > 65000:
+        raise UserError(f"cannot write {path}: {width} x {height} pixels are more than a JPEG takes: choose less for it")
     canvas = np.full((height, width, 3), 255, np.uint8)
     for x, y, image in images:
         canvas[y:y + image.shape[0], x:x + image.shape[1]] = image
@@ -1640,7 +1723,7 @@ def compare_ways(look):
     ways = {way: look.seen.deconvnet(layer, look.kernels, mode, rule) for way, (mode, rule) in WAYS.items()}
     for place, kernel in enumerate(look.kernels):
         rows.append([look.response(layer, kernel), *(look.grey(ways[way][place], way) for way in ways)])
-        arrays[f"{layer}/{kernel}"] = ways["DeconvNet, max"][place]
+        arrays[f"{layer}/{kernel}"] = ways[f"DeconvNet, {look.options.mode}"][place]
         arrays |= {f"{layer}/{kernel}/{way}": ways[way][place] for way in ways}
     look.save("comparison", beside(look.original, rows), f"{layer} · each picture on its own scale",
               arrays)
@@ -1660,8 +1743,8 @@ def compare_photos(looks, total):
             arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
         rows.append(row)
     save_figure(options, options.group, first.label, "comparison", rows,
-                      f"{layer} · mode {options.mode} · {len(looks)} of {total} photographs · a scale a row",
-                      prefix(first.name, arrays))
+                f"{layer} · mode {options.mode} · {len(looks)} of {total} photographs · a scale a row",
+                prefix(first.name, arrays))
 
 
 def draw_top9(found, paths, see, options):
@@ -1690,8 +1773,9 @@ def draw_top9(found, paths, see, options):
                    f"{layer}/{kernel}/stems": [options.stems[paths[index]] for index in indices],
                    f"{layer}/{kernel}/activations": strengths}
     save_figure(options, options.group, look.label, "top9", wrap(tiles, 6),
-                      f"{found.seen} of {len(options.images)} photographs seen · strongest first · zero is grey",
-                      prefix(look.name, arrays), False)
+                f"{found.seen} of {len(options.images)} photographs seen · strongest first · zero is grey",
+                prefix(look.name, arrays), False)
+    tell(f"{len(paths)} photographs: {found.seen} seen, {len(found.unreadable)} unreadable")
 
 
 def draw_occlusion(look):
