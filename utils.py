@@ -1605,6 +1605,7 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     colorbar: a colour map whose scale, from 0 to the maximum that each title gives, is drawn beside the tiles.
     Files appear whole or not at all; UserError where they cannot be written.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     gap, line, margin = 12, 16, 16
     tiles = [tile for row in rows if not isinstance(row, str) for tile in row if tile]
@@ -1638,12 +1639,9 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
         texts += [(x, y - 4, "max", 8, "normal"), (x, y + strip + line, "0", 8, "normal")]
         height = max(height, y + strip + 3 * line)
     if max(height, width) > 65000:
-        raise UserError(f"cannot write {path}: {width} x {height} pixels are more than a JPEG takes: choose less for it")
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    for x, y, image in images:
-        canvas[y:y + image.shape[0], x:x + image.shape[1]] = image
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    figure.figimage(canvas)
+        raise UserError(f"cannot write {path}: {width} x {height} pixels are more than a JPEG takes: choose less")
+    figure = Figure(figsize=((width + 0.1) / 100, (height + 0.1) / 100), dpi=100)  # 0.1: sizes are cut to whole pixels
+    canvas = FigureCanvasAgg(figure)
     texts += [(margin, margin + 22 * len(headings) - 4, "\n".join(headings), 12, "bold"),
               (margin, top - gap, "\n".join(notes), 9, "normal")]
     for x, y, text, size, weight in texts:
@@ -1652,7 +1650,11 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
                     linespacing=1.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the font lacks
-        write_whole(path, lambda file: figure.savefig(file, format="jpg", pil_kwargs={"quality": 92}))
+        canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # matplotlib writes; tiles are copied in as they are
+    for x, y, image in images:
+        pixels[y:y + image.shape[0], x:x + image.shape[1]] = image
+    write_whole(path, lambda file: Image.fromarray(pixels).save(file, "JPEG", quality=92))
     if arrays is not None:
         write_whole(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
 
