@@ -63,6 +63,7 @@ HERE = Path(__file__).resolve().parent
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 TILE = 300  # pixels of the longer side of a tile
 LONGEST_SIDE = 2048  # pixels kept of a photograph: more than any network or picture here uses
+JPEG = ("JPEG", "MPO")  # MPO: a JPEG that holds further pictures, as telephones write it
 MOST_PIXELS = 10**8  # of a photograph that is decoded whole: 10,000 by 10,000
 PATIENCE = 30  # seconds without a byte after which a download is given up
 SILENCE, RUNNING = threading.Lock(), threading.Lock()  # of what C libraries say; of the progress bar that is shown
@@ -327,7 +328,7 @@ def _stems(paths):
     for path in paths:
         name = path.stem.lower()
         if counts[name] > 1:
-            name = f"{path.resolve().parent.name}_{path.name.replace('.', '_')}".lower()
+            name = f"{Path(os.path.realpath(path)).parent.name}_{path.name.replace('.', '_')}".lower()
         if len(os.fsencode(name)) > 150:
             digest = hashlib.sha1(os.fsencode(name)).hexdigest()[:8]
             name = f"{os.fsencode(name)[:140].decode(errors='ignore')}_{digest}"
@@ -368,14 +369,16 @@ def _rgb(image):
 
 def _check_effort(image):
     """ValueError for a photograph that would take much more memory or time to read than any camera's."""
-    pixels = image.width * image.height
-    if image.format != "JPEG" and pixels > MOST_PIXELS:  # a large JPEG is decoded at a fraction of its size
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
-    if image.format == "JPEG":  # each scan goes over all pixels once more
+    size, pixels, jpeg = f"{image.width} x {image.height} pixels", image.width * image.height, image.format in JPEG
+    run_lengths = image.format == "BMP" and image.info.get("compression") in (1, 2)  # which Pillow decodes in Python
+    share = 10 if run_lengths else 2 if image.format == "WEBP" else 1  # WebP takes twice the memory of the others
+    if max(image.size) > 2**16 or not jpeg and pixels > MOST_PIXELS / share:  # a large JPEG is decoded at a fraction
+        raise ValueError(f"{size} are more than are read here")
+    if jpeg:  # each scan goes over all pixels once more
         image.fp.seek(0)
         scans = sum(block.count(b"\xff\xda") for block in iter(lambda: image.fp.read(2**20), b""))
         if scans * pixels > 20 * MOST_PIXELS:
-            raise ValueError(f"{scans} scans of {image.width} x {image.height} pixels are no camera's work")
+            raise ValueError(f"{scans} scans of {size} are no camera's work")
 
 
 @functools.lru_cache(maxsize=1)
@@ -398,7 +401,7 @@ def read_photo(path):
                 pixels = _rgb(image)
                 turn = TURNS.get(image.getexif().get(274))
     except Exception as error:  # a decoder fails in many ways on a broken file
-        known = {UnidentifiedImageError: "no image in a format known here", FileNotFoundError: "no such file"}
+        known = {UnidentifiedImageError: "no whole image in a format known here", FileNotFoundError: "no such file"}
         raise UserError(f"cannot read the photograph {path}: {known.get(type(error)) or reason(error)}") from error
     pixels = pixels if turn is None else np.ascontiguousarray(turn(pixels))
     scale = LONGEST_SIDE / max(pixels.shape[:2])
@@ -631,7 +634,7 @@ def _download(file, cache):
 
 def reason(error):
     """What an exception says, on one line of bearable length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:300] or type(error).__name__
 
 
 def stored_shapes(path):
