@@ -21,12 +21,14 @@ import hashlib
 import inspect
 import io
 import itertools
+import json
 import logging
 import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -65,6 +67,7 @@ TILE = 300  # pixels of the longer side of a tile
 LONGEST_SIDE = 2048  # pixels kept of a photograph: more than any network or picture here uses
 JPEG = ("JPEG", "MPO")  # MPO: a JPEG that holds further pictures, as telephones write it
 MOST_PIXELS = 10**8  # of a photograph that is decoded whole: 10,000 by 10,000
+INSPECTION = 8  # seconds that it may take to look into a weights file
 PATIENCE = 30  # seconds without a byte after which a download is given up
 SILENCE, RUNNING = threading.Lock(), threading.Lock()  # of what C libraries say; of the progress bar that is shown
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of a broken file, its error says as well
@@ -592,6 +595,8 @@ def weights_file(weights, published, hints=("random",)):
     for file, cache in itertools.product(published, caches):
         if _is_whole(cache / file.name, file.hash):
             return cache / file.name
+    with contextlib.suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
     file, cache = published[-1], caches[0] if os.access(home, os.W_OK) else caches[1]
     try:
         return _download(file, cache)
@@ -629,7 +634,8 @@ def _download(file, cache):
         finally:
             socket.setdefaulttimeout(patience)
             keras.config.enable_interactive_logging()
-        return Path(shutil.move(part, cache / file.name))
+        os.replace(part, cache / file.name)
+    return cache / file.name
 
 
 def reason(error):
@@ -637,21 +643,72 @@ def reason(error):
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:300] or type(error).__name__
 
 
+def _print_shapes(path):
+    """Print as JSON the shapes of the arrays that Keras would load from an .h5 file.
+
+    For a process of its own, which runs this source alone: on some broken files HDF5 never comes to an end.
+    """
+    import json
+    import sys
+
+    import h5py
+    if sys.platform == "linux":
+        import resource
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (2**33 if hard == resource.RLIM_INFINITY else min(2**33, hard), hard))
+
+    def arrays(group, depth=0):
+        for key in group.attrs:
+            group.attrs[key]  # Keras will read them too
+        for name in group:
+            item = group[name]
+            if depth > 20 or not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} is a link, or nested too deep")
+            if isinstance(item, h5py.Group):
+                if depth or not name.startswith("optimizer"):
+                    yield from arrays(item, depth + 1)
+            elif item.dtype.kind not in "fiu" or item.external or item.is_virtual:
+                raise ValueError(f"{name} holds no numbers of its own")
+            elif any(chunk > size for chunk, size in zip(item.chunks or (), item.shape)):
+                raise ValueError(f"{name} is packed in pieces larger than itself")
+            else:
+                yield item
+
+    def named(group, key):  # a long list of names is stored in several
+        parts = [key] if key in group.attrs else [f"{key}{part}" for part in range(len(group.attrs))]
+        return [name for part in parts if part in group.attrs for name in group.attrs[part]]
+
+    with h5py.File(path, "r") as file:
+        found = list(arrays(file))
+        root = file if "layer_names" in file.attrs else file.get("model_weights", file)
+        if named(root, "layer_names"):  # the layout of the published files: what its lists name is loaded
+            groups = [root[layer] for layer in named(root, "layer_names")]
+            found = [group[name] for group in groups for name in named(group, "weight_names")]
+        print(json.dumps([item.shape for item in found]))
+
+
+@functools.lru_cache(maxsize=2)
+def _shapes(path, changed):
+    """See `stored_shapes`; changed: when the file was."""
+    source = f"{inspect.getsource(_print_shapes)}\nimport sys\n_print_shapes(sys.argv[1])"
+    try:
+        done = subprocess.run([sys.executable, "-c", source, path], capture_output=True, check=True, timeout=INSPECTION)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("HDF5 comes to no end with it") from error
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ValueError(last.partition(": ")[2] or "HDF5 cannot read it") from error
+    return [tuple(shape) for shape in json.loads(done.stdout)]
+
+
 def stored_shapes(path):
     """The shapes of the arrays in a Keras weights file, `.weights.h5` or the older `.h5`, largest first.
 
-    UserError where it is no such file, or not a whole one.
+    UserError where it is no such file, not a whole one, or one that would cost more than a network's weights to load.
     """
-    import h5py
-    shapes = []
     try:
-        with h5py.File(path, "r") as file:
-            def visit(name, item):
-                if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
-                    shapes.append(tuple(item.shape))
-
-            file.get("model_weights", file).visititems(visit)
-    except Exception as error:
+        shapes = _shapes(os.path.abspath(path), os.stat(path).st_mtime_ns)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is no weights file of Keras, or not a whole one ({reason(error)})") from error
     return sorted(shapes, key=lambda shape: (-np.prod(shape, dtype=float), shape))
 
