@@ -110,7 +110,7 @@ def main():
                and not utils.is_done(options, options.group, name, "comparison")]
     looks, interrupted = {name: [] for name in compare}, False
     if wanted or compare:
-        for photo in utils.photographs(options, wanted):
+        for photo in utils.photographs(options, wanted, first=options.compared if compare else 0):
             for name in models:
                 figures = [figure for figure, names in photo.left.items() if name in names]
                 kept = name in compare and len(looks[name]) < options.compared

@@ -30,8 +30,6 @@ COMPARED = 4           # how many photographs `comparison` sets side by side at 
 LABELS = {"vgg16": "VGG16", "vgg19": "VGG19"}
 
 
-
-
 def networks():
     """The layers that the command line knows; of them all, `all` are the last of every block."""
     known = {name: utils.vgg_network(name, dense=True) for name in LABELS}
@@ -89,7 +87,7 @@ def main():
                and not utils.is_done(options, options.group, name, "comparison")]
     looks, interrupted = {name: [] for name in compare}, False
     if wanted or compare:
-        for photo in utils.photographs(options, wanted):
+        for photo in utils.photographs(options, wanted, first=options.compared if compare else 0):
             for name in models:
                 figures = [figure for figure, names in photo.left.items() if name in names]
                 kept = name in compare and len(looks[name]) < options.compared

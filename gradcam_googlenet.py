@@ -19,9 +19,9 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import numpy as np
+import utils  # first, since it answers to Ctrl-C while the rest is imported
 
-import utils
+import numpy as np
 
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
 FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these and trust; all for all

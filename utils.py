@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -40,15 +41,15 @@ from typing import NamedTuple
 
 
 @contextlib.contextmanager
-def _leaving_on_interrupt():
-    """Let Ctrl-C end a program at once while it imports: an import that is interrupted fails in odd ways, or goes on.
+def _on_interrupt(handler):
+    """What Ctrl-C does to a program while the block runs, in place of an exception that libraries turn into others.
 
     A notebook, which has no file, and whoever handles or ignores Ctrl-C already, are left alone.
     """
     ours = threading.current_thread() is threading.main_thread() and hasattr(sys.modules["__main__"], "__file__") \
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
@@ -56,7 +57,7 @@ def _leaving_on_interrupt():
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-with _leaving_on_interrupt():
+with _on_interrupt(lambda *_: os._exit(130)):
     import cv2
     import numpy as np
     from PIL import Image, UnidentifiedImageError
@@ -75,8 +76,9 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the meth
 
 
 def tell(text):
-    """Say something on stderr, on one line; what a file name holds beyond letters is not let loose on the terminal."""
-    print("".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split())), file=sys.stderr)
+    """Say something on stderr, on a line of its own; what file names hold beyond letters does not reach a terminal."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
+    print("\n" * RUNNING.locked() + line, file=sys.stderr)  # below the progress bar
 
 
 class UserError(Exception):
@@ -249,7 +251,7 @@ class _Chatter(io.TextIOBase):
     """Where libraries' progress bars go: stderr, in colours on a terminal only, and not where NO_COLOR is set."""
 
     def write(self, text):
-        plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR")
+        plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
         return sys.stderr.write(re.sub(r"\x1b\[[0-9;]*m", "", text) if plain else text)
 
     def flush(self):
@@ -264,6 +266,11 @@ def run(main):
 
     What libraries print on stdout (progress bars, say) goes to stderr: stdout is the list of files written.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: the next file that is opened must not take its place
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it can do without a folder of its own
     try:
         with contextlib.redirect_stdout(_Chatter()):
             code = main()
@@ -271,7 +278,7 @@ def run(main):
         tell(f"error: {error}")
         code = 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        tell("stopped")
         code = 130
     sys.exit(code)
 
@@ -332,6 +339,7 @@ def _stems(paths):
         name = path.stem.lower()
         if counts[name] > 1:
             name = f"{Path(os.path.realpath(path)).parent.name}_{path.name.replace('.', '_')}".lower()
+        name = "".join(letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else "_" for letter in name)
         if len(os.fsencode(name)) > 150:
             digest = hashlib.sha1(os.fsencode(name)).hexdigest()[:8]
             name = f"{os.fsencode(name)[:140].decode(errors='ignore')}_{digest}"
@@ -442,20 +450,23 @@ def _silence():
             os.close(stderr)
 
 
-def photographs(options, figures, names=None):
+def photographs(options, figures, names=None, first=0):
     """Each photograph of options.images as a Photo; one of several that cannot be read is named and skipped.
 
     figures: those drawn of each photograph. names: figure -> the words for the network in its file names; by default
-    the networks. With --skip-existing what is there already is left out, and not read where nothing is left.
+    the networks. With --skip-existing what is there already is left out, and not read where nothing is left; of the
+    first so many a figure over several photographs needs the pixels in any case.
     Skipped paths are collected in options.skipped. UserError where none of them can be read.
     """
-    several, drawn, there = len(options.images) > 1, 0, 0
+    several, drawn, there, shown = len(options.images) > 1, 0, 0, 0
     try:
         for path in progress(options.images, len(options.images)) if several else options.images:
             left = {figure: [name for name in (names(figure) if names else options.models)
                              if not is_done(options, options.stems[path], name, figure)] for figure in figures}
             left = {figure: missing for figure, missing in left.items() if missing}
-            if figures and not left:
+            if not figures and shown >= first:
+                break
+            if not left and shown >= first:
                 there += 1
                 continue
             try:
@@ -467,11 +478,12 @@ def photographs(options, figures, names=None):
                 options.skipped.append(path)
                 continue
             yield photo
-            drawn += 1
+            shown += 1
+            drawn, there = (drawn, there + 1) if figures and not left else (drawn + 1, there)
     finally:
         if several:
-            print(f"{len(options.images)} photographs: {drawn} done, {there} there already, {len(options.skipped)} "
-                  "unreadable", file=sys.stderr)
+            tell(f"{len(options.images)} photographs: {drawn} done, {there} there already, {len(options.skipped)} "
+                 "unreadable")
     if len(options.skipped) == len(options.images):
         raise UserError(f"none of the {len(options.images)} photographs could be read")
 
@@ -543,7 +555,7 @@ def softmax(logits):
 def import_keras():
     """Keras on TensorFlow, channels last, imported without the messages that TensorFlow greets with."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _leaving_on_interrupt(), _silence():
+    with _on_interrupt(lambda *_: os._exit(130)), _silence():
         import keras
         import tensorflow as tf
         tf.constant(0)  # the first operation starts the devices, which greet too
@@ -620,20 +632,24 @@ def _is_whole(path, digest):
 
 def _download(file, cache):
     """Fetch a Published file into Keras's cache: its path. It gets its name when it is whole, and its hash is right."""
-    keras, patience = import_keras(), socket.getdefaulttimeout()
+    keras = import_keras()
     cache.mkdir(parents=True, exist_ok=True)
     for left in cache.glob("download_*"):  # by a killed run
         if time.time() - left.stat().st_mtime > 24 * 3600:
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="download_", dir=cache) as folder:
+        talks, patience = keras.config.is_interactive_logging_enabled(), socket.getdefaulttimeout()
         socket.setdefaulttimeout(PATIENCE)
         if not sys.stderr.isatty():  # nobody watches the bar
             keras.config.disable_interactive_logging()
         try:
-            part = keras.utils.get_file(file.name, file.url, cache_dir=folder, cache_subdir="", file_hash=file.hash)
+            part = keras.utils.get_file(file.name, file.url, cache_dir=folder, cache_subdir="")
         finally:
             socket.setdefaulttimeout(patience)
-            keras.config.enable_interactive_logging()
+            if talks:
+                keras.config.enable_interactive_logging()
+        if not _is_whole(Path(part), file.hash):
+            raise ValueError("what came is not the published file: its hash is another; a proxy may be in the way")
         os.replace(part, cache / file.name)
     return cache / file.name
 
@@ -1396,7 +1412,7 @@ def strongest_photos(model, layer, paths, prepare, count=9, batch=8, strategy=No
             seen += int(good.sum())
             unreadable += [paths[index] for index in indices[~good]]
     except KeyboardInterrupt:
-        print(f"stopped after {seen} of {len(paths)} photographs", file=sys.stderr)
+        tell(f"stopped after {seen} of {len(paths)} photographs")
         interrupted = True
     if not seen:
         raise KeyboardInterrupt if interrupted else UserError(f"none of the {len(paths)} photographs could be read")
@@ -1720,19 +1736,36 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
 
 
 def write_whole(path, write):
-    """Write a file beside its place and rename it, so that it appears whole or not at all; print its path."""
-    part = path.with_name(f".{hashlib.sha1(os.fsencode(path.name)).hexdigest()[:16]}.part")
+    """Write a file beside its place and rename it, so that it appears whole or not at all; list its path on stdout.
+
+    write: a function of a file. It is given one in memory: encoders forget to look whether a disk has taken it all.
+    """
+    part, whole, stopped = path.with_name(f".{secrets.token_hex(8)}.part"), io.BytesIO(), []
     try:
-        with open(part, "wb") as file:
-            write(file)
-        os.replace(part, path)
+        with _on_interrupt(lambda *_: stopped.append(True)):  # it waits until the file is there
+            write(whole)
+            with open(part, "xb") as file:
+                file.write(whole.getbuffer())
+            os.replace(part, path)
+            _list(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-    sys.__stdout__.reconfigure(errors="surrogateescape")  # a name that is no text is listed as it is
-    print(path, file=sys.__stdout__, flush=True)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _list(path):
+    """Name a file on stdout. UserError where that cannot be written."""
+    try:
+        sys.__stdout__.buffer.write(os.fsencode(path) + b"\n")  # in the name's own bytes, whatever the terminal's
+        sys.__stdout__.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # or Python tries once more as it ends
+        if not isinstance(error, BrokenPipeError):  # where nobody listens any more the rest is drawn all the same
+            raise UserError(f"cannot list {path} on stdout: {error.strerror or error}") from error
 
 
 def _make_folder(path):
@@ -1743,8 +1776,9 @@ def _make_folder(path):
     if not os.access(path, os.W_OK):
         raise UserError(f"cannot write into the folder {path}")
     for part in path.glob(".*.part"):  # what a killed run left behind
-        if time.time() - part.stat().st_mtime > 60:
-            part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another run may clear it away at the same moment
+            if re.fullmatch(r"\.[0-9a-f]{16}\.part", part.name) and time.time() - part.lstat().st_mtime > 60:
+                part.unlink()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -409,7 +409,7 @@ def drawing():
     heats = {layer: utils.heat_map(cam[0], *image.shape[:2])[0] for layer, cam in cams.items()}
     tiles = [utils.Tile(utils.overlay(image, heat, jet), layer) for layer, heat in heats.items()]
     rows = utils.wrap((tiles * 3)[:29], 5)  # as many as both VGGs have convolutions
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "__stdout__", io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "__stdout__", io.TextIOWrapper(io.BytesIO())):
         path = Path(folder) / "benchmark.jpg"
         seconds = take_turns(maps=lambda: utils.grad_cam(model, x, LAYERS, [CLASS]),
                              ours=lambda: utils.save_picture(path, rows, "heading", "note", jet))
