@@ -1357,24 +1357,9 @@ class Strongest(NamedTuple):
     interrupted: bool
 
 
-def strongest_photos(model, layer, paths, prepare, count=9, batch=8, strategy=None):
-    """The photographs that excite each kernel of a layer most (Zeiler and Fergus 2013, figure 2), as a Strongest.
-
-    paths: the photographs, one response each; one that cannot be read is named on stderr and skipped. prepare: pixels
-    -> float32 (1, H, W, 3). Reads ahead, works in batches, on all GPUs where there are several, in memory that does
-    not grow with the number of photographs. Ctrl-C ends the scan with what has been seen so far.
-    """
+def _read_ahead(paths, prepare, shape):
+    """A tf.data.Dataset of (index, input, whether it could be read); photographs are read in parallel, ahead of use."""
     import tensorflow as tf
-    keras = import_keras()
-    if strategy is None:
-        several = len(tf.config.list_logical_devices("GPU")) > 1
-        strategy = tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
-    network = keras.Model(model.inputs[0], model.get_layer(layer).output)
-    if strategy.num_replicas_in_sync > 1:
-        with strategy.scope():
-            weights, network = network.get_weights(), keras.models.clone_model(network)
-            network.set_weights(weights)
-    shape, width = model.input_shape[1:], network.output_shape[-1]
 
     def read(index):
         try:
@@ -1387,25 +1372,100 @@ def strongest_photos(model, layer, paths, prepare, count=9, batch=8, strategy=No
         x, good = tf.numpy_function(read, [index], (tf.float32, tf.bool))
         return index, tf.ensure_shape(x, shape), tf.ensure_shape(good, ())
 
+    return tf.data.Dataset.range(len(paths)).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _responder(model, layer, strategy):
+    """A function: inputs (N, H, W, 3), always as many -> the maximum of each kernel's map, (N, K)."""
+    import tensorflow as tf
+    keras, replicas = import_keras(), strategy.num_replicas_in_sync
+    network = keras.Model(model.inputs[0], model.get_layer(layer).output)
+    if replicas > 1:
+        with strategy.scope():
+            weights, network = network.get_weights(), keras.models.clone_model(network)
+            network.set_weights(weights)
+    axes = tuple(range(1, len(network.output_shape) - 1))
+
     @tf.function
     def respond(x):
         return strategy.run(lambda part: tf.reduce_max(network(part, training=False), axis=axes), (x,))
 
-    replicas, axes = strategy.num_replicas_in_sync, tuple(range(1, len(network.output_shape) - 1))
-    batch *= replicas
-    dataset = tf.data.Dataset.range(len(paths)).map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(2)
+    def call(x):
+        if replicas > 1:
+            shares = tf.split(x, replicas)
+            x = strategy.experimental_distribute_values_from_function(
+                lambda context: shares[context.replica_id_in_sync_group])
+        return np.concatenate(strategy.experimental_local_results(respond(x)))
+
+    return call
+
+
+def _read_ahead(paths, prepare, shape):
+    """A tf.data.Dataset of (index, input, whether it could be read); photographs are read in parallel, ahead of use."""
+    import tensorflow as tf
+
+    def read(index):
+        try:
+            return prepare(read_photo(paths[index]))[0], True
+        except UserError as error:
+            tell(f"skipped: {error}")
+            return np.zeros(shape, np.float32), False
+
+    def load(index):
+        x, good = tf.numpy_function(read, [index], (tf.float32, tf.bool))
+        return index, tf.ensure_shape(x, shape), tf.ensure_shape(good, ())
+
+    return tf.data.Dataset.range(len(paths)).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _responder(model, layer, strategy):
+    """A function: inputs (N, H, W, 3), always as many -> the maximum of each kernel's map, (N, K)."""
+    import tensorflow as tf
+    keras, replicas = import_keras(), strategy.num_replicas_in_sync
+    network = keras.Model(model.inputs[0], model.get_layer(layer).output)
+    if replicas > 1:
+        with strategy.scope():
+            weights, network = network.get_weights(), keras.models.clone_model(network)
+            network.set_weights(weights)
+    axes = tuple(range(1, len(network.output_shape) - 1))
+
+    @tf.function
+    def respond(x):
+        return strategy.run(lambda part: tf.reduce_max(network(part, training=False), axis=axes), (x,))
+
+    def call(x):
+        if replicas > 1:
+            shares = tf.split(x, replicas)
+            x = strategy.experimental_distribute_values_from_function(
+                lambda context: shares[context.replica_id_in_sync_group])
+        return np.concatenate(strategy.experimental_local_results(respond(x)))
+
+    return call
+
+
+def strongest_photos(model, layer, paths, prepare, count=9, batch=8, strategy=None):
+    """The photographs that excite each kernel of a layer most (Zeiler and Fergus 2013, figure 2), as a Strongest.
+
+    paths: the photographs, one response each; one that cannot be read is named on stderr and skipped. prepare: pixels
+    -> float32 (1, H, W, 3). Reads ahead, works in batches, on all GPUs where there are several, in memory that does
+    not grow with the number of photographs. Ctrl-C ends the scan with what has been seen so far.
+    """
+    import tensorflow as tf
+    import_keras()
+    if strategy is None:
+        several = len(tf.config.list_logical_devices("GPU")) > 1
+        strategy = tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+    batch *= strategy.num_replicas_in_sync
+    respond, width = _responder(model, layer, strategy), model.get_layer(layer).output.shape[-1]
+    dataset = _read_ahead(paths, prepare, model.input_shape[1:]).batch(batch).prefetch(2)
     best, photos = np.full((count, width), -np.inf, np.float32), np.full((count, width), -1)
     seen, unreadable, interrupted = 0, [], False
     try:
         for indices, x, good in progress(dataset, -(-len(paths) // batch)):
             indices, good = indices.numpy(), good.numpy()
             x = tf.pad(x, [(0, batch - len(indices)), (0, 0), (0, 0), (0, 0)])  # batches of one size: a single trace
-            if replicas > 1:
-                shares = tf.split(x, replicas)
-                x = strategy.experimental_distribute_values_from_function(
-                    lambda context, shares=shares: shares[context.replica_id_in_sync_group])
-            values = np.concatenate(strategy.experimental_local_results(respond(x)))[:len(indices)]
-            values = np.concatenate([best, np.where(good[:, None], values, -np.inf)])
+            values = np.where(good[:, None], respond(x)[:len(indices)], -np.inf)
+            values = np.concatenate([best, values])
             owners = np.concatenate([photos, np.repeat(indices[:, None], width, axis=1)])
             order = np.argsort(-values, axis=0, kind="stable")[:count]
             best, photos = np.take_along_axis(values, order, axis=0), np.take_along_axis(owners, order, axis=0)
@@ -1674,6 +1734,12 @@ def beside(tile, rows):
     return [[tile, *rows[0]], *(row if isinstance(row, str) else [None, *row] for row in rows[1:])]
 
 
+GAP, LINE, MARGIN = 12, 16, 16  # pixels of a page: between tiles, of a line of text, around it all
+
+
+GAP, LINE, MARGIN = 12, 16, 16  # pixels of a page: between tiles, of a line of text, around it all
+
+
 def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     """Lay tiles out in rows and write them as a JPEG, and `arrays`, if given, as .npz beside it; print the paths.
 
@@ -1681,45 +1747,57 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     colorbar: a colour map whose scale, from 0 to the maximum that each title gives, is drawn beside the tiles.
     Files appear whole or not at all; UserError where they cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    gap, line, margin = 12, 16, 16
     tiles = [tile for row in rows if not isinstance(row, str) for tile in row if tile]
     cell = max(max(tile.image.shape[1], *(round(7.2 * len(text)) for text in tile.title.split("\n"))) for tile in tiles)
     columns = max(len(row) for row in rows if not isinstance(row, str))
-    width = max(2 * margin + columns * (cell + gap) - gap, 480) + (60 if colorbar is not None else 0)
-    notes = textwrap.wrap(note, (width - 2 * margin) // 7) if note else []
-    headings = textwrap.wrap(heading, (width - 2 * margin) // 10)
-    top = margin + 22 * len(headings) + line * len(notes) + gap
+    width = max(2 * MARGIN + columns * (cell + GAP) - GAP, 480) + (60 if colorbar is not None else 0)
+    notes = textwrap.wrap(note, (width - 2 * MARGIN) // 7) if note else []
+    headings = textwrap.wrap(heading, (width - 2 * MARGIN) // 10)
+    top = MARGIN + 22 * len(headings) + LINE * len(notes) + GAP
+    texts, images, height = _lay_out(rows, cell, top, width)
+    texts += [(MARGIN, MARGIN + 22 * len(headings) - 4, "\n".join(headings), 12, "bold"),
+              (MARGIN, top - GAP, "\n".join(notes), 9, "normal")]
+    if colorbar is not None:
+        strip = min(240, height - top - 2 * LINE)
+        x, y = width - 44, top + 2 * LINE
+        images.append((x, y, np.repeat(colorize(np.linspace(1, 0, strip)[:, None], colorbar), 16, axis=1)))
+        texts += [(x, y - 4, "max", 8, "normal"), (x, y + strip + LINE, "0", 8, "normal")]
+        height = max(height, y + strip + 3 * LINE)
+    if max(height, width) > 65000:
+        raise UserError(f"cannot write {path}: {width} x {height} pixels are more than a JPEG takes: choose less")
+    pixels = _page(texts, images, height, width)
+    write_whole(path, lambda file: Image.fromarray(pixels).save(file, "JPEG", quality=92))
+    if arrays is not None:
+        write_whole(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
+
+
+def _lay_out(rows, cell, top, width):
+    """Where everything in rows goes, in columns of `cell` pixels from line `top` on: (texts, images, height).
+
+    texts: (x, y of the lower edge, text, size, weight); images: (x, y, pixels).
+    """
     texts, images, y = [], [], top
     for row in rows:
         if isinstance(row, str):
-            sentence = textwrap.wrap(row, (width - 2 * margin) // 7)
-            y += line * len(sentence)
-            texts.append((margin, y - 4, "\n".join(sentence), 9, "normal"))
-            y += gap
+            sentence = textwrap.wrap(row, (width - 2 * MARGIN) // 7)
+            y += LINE * len(sentence)
+            texts.append((MARGIN, y - 4, "\n".join(sentence), 9, "normal"))
+            y += GAP
             continue
-        shown = [(column, tile) for column, tile in enumerate(row) if tile]
-        lines = max(tile.title.count("\n") + 1 if tile.title else 0 for _, tile in shown)
-        y += line * lines + 4
-        for column, tile in shown:
-            x = margin + column * (cell + gap)
-            texts.append((x, y - 4, tile.title, 9, "normal"))
-            images.append((x, y, tile.image))
-        y += max(tile.image.shape[0] for _, tile in shown) + gap
-    height = y + margin - gap
-    if colorbar is not None:
-        strip = min(240, height - top - 2 * line)
-        x, y = width - 44, top + 2 * line
-        images.append((x, y, np.repeat(colorize(np.linspace(1, 0, strip)[:, None], colorbar), 16, axis=1)))
-        texts += [(x, y - 4, "max", 8, "normal"), (x, y + strip + line, "0", 8, "normal")]
-        height = max(height, y + strip + 3 * line)
-    if max(height, width) > 65000:
-        raise UserError(f"cannot write {path}: {width} x {height} pixels are more than a JPEG takes: choose less")
+        shown = [(MARGIN + column * (cell + GAP), tile) for column, tile in enumerate(row) if tile]
+        y += LINE * max(tile.title.count("\n") + 1 if tile.title else 0 for _, tile in shown) + 4
+        texts += [(x, y - 4, tile.title, 9, "normal") for x, tile in shown]
+        images += [(x, y, tile.image) for x, tile in shown]
+        y += max(tile.image.shape[0] for _, tile in shown) + GAP
+    return texts, images, y + MARGIN - GAP
+
+
+def _page(texts, images, height, width):
+    """Texts, written by matplotlib, and images, copied in as they are, on white: uint8 (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     figure = Figure(figsize=((width + 0.1) / 100, (height + 0.1) / 100), dpi=100)  # 0.1: sizes are cut to whole pixels
     canvas = FigureCanvasAgg(figure)
-    texts += [(margin, margin + 22 * len(headings) - 4, "\n".join(headings), 12, "bold"),
-              (margin, top - gap, "\n".join(notes), 9, "normal")]
     for x, y, text, size, weight in texts:
         text = text.encode("utf-8", "replace").decode()  # a file name may be no text at all
         figure.text(x / width, 1 - y / height, text, size=size, weight=weight, va="bottom", parse_math=False,
@@ -1727,12 +1805,10 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the font lacks
         canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()  # matplotlib writes; tiles are copied in as they are
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     for x, y, image in images:
         pixels[y:y + image.shape[0], x:x + image.shape[1]] = image
-    write_whole(path, lambda file: Image.fromarray(pixels).save(file, "JPEG", quality=92))
-    if arrays is not None:
-        write_whole(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
+    return pixels
 
 
 def write_whole(path, write):

@@ -36,6 +36,8 @@ if True:
         if "LIMIT" in os.environ:  # stands in for a full disk: it, too, takes a part of the last write and no more
             import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LIMIT"]),) * 2)
+        if "SLOW" in os.environ:  # files take their time to get their names
+            replace, os.replace = os.replace, lambda *paths: (time.sleep(0.05), replace(*paths))
         options = utils.read_options(globals(), ["shown"], {"none": utils.Network({"layer": 1}, ["layer"])})
         for photo in utils.photographs(options, options.figures):
             time.sleep(float(os.environ.get("PAUSE", 0)))
@@ -438,8 +440,9 @@ def test_a_run_ended_at_six_moments_leaves_whole_files_and_is_finished_by_the_se
     photographs(tmp_path / "photos", 25, broken=[3], height=400, width=600)
     out, chance, kept = tmp_path / "out", random.Random(0), {}
     for moment in range(6):
-        process = sixth("photos", "--arrays", "--skip-existing")
-        process.stdout.readline()
+        process = sixth("photos", "--arrays", "--skip-existing", env={"SLOW": "1"})
+        for _ in range(3):  # a photograph is done, and another begun
+            process.stdout.readline()
         time.sleep(chance.uniform(0, 0.05))
         while moment % 2 and process.poll() is None and not list(out.glob(".*")):
             pass  # every other time it is ended when a file has just been begun
