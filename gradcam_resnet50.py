@@ -79,9 +79,9 @@ def draw_negative(look):
 def draw_one_class(look):
     """One class, large: photograph, heat map, overlay."""
     index, large = look.classes[0], utils.fit(look.photo.pixels, 2 * utils.TILE)
-    heat, _ = utils.heat_map(look.cams[index], *large.shape[:2])
-    tiles = [utils.Tile(large, look.photo.path.name),
-             utils.Tile(utils.colorize(heat, look.options.colormap), "heat map"),
+    heat, strength = utils.heat_map(look.cams[index], *large.shape[:2])
+    tiles = [utils.Tile(large, look.original.title),
+             utils.Tile(utils.colorize(heat, look.options.colormap), "heat map" if strength else "heat map · empty"),
              look.heat(look.cams[index], look.title(index), image=large)]
     look.save("one_class", [tiles], look.last, {f"{look.last}/{index}": look.cams[index]})
 

@@ -35,7 +35,7 @@ def draw_layers(looks):
         for block in sorted(blocks | rows):
             tiles = [look.heat(cams[layer][0], f"{look.label} {layer}")
                      for layer in look.layers if layer.startswith(block)]
-            row = rows.setdefault(block, [None] * before)
+            row = rows.setdefault(block, [None] * before)  # gaps, so that each network has its columns
             row += [*tiles, *[None] * (width - len(tiles))]
         arrays |= look.arrays({f"{layer}/{index}": cams[layer][0] for layer in look.layers})
     label = first.label if len(looks) == 1 else "VGG"
@@ -60,9 +60,9 @@ def draw_negative(look):
 def draw_one_class(look):
     """One class, large: photograph, heat map, overlay."""
     index, large = look.classes[0], utils.fit(look.photo.pixels, 2 * utils.TILE)
-    heat, _ = utils.heat_map(look.cams[index], *large.shape[:2])
-    tiles = [utils.Tile(large, look.photo.path.name),
-             utils.Tile(utils.colorize(heat, look.options.colormap), "heat map"),
+    heat, strength = utils.heat_map(look.cams[index], *large.shape[:2])
+    tiles = [utils.Tile(large, look.original.title),
+             utils.Tile(utils.colorize(heat, look.options.colormap), "heat map" if strength else "heat map · empty"),
              look.heat(look.cams[index], look.title(index), image=large)]
     look.save("one_class", [tiles], look.last, {f"{look.last}/{index}": look.cams[index]})
 
@@ -95,8 +95,8 @@ def main():
     models = {name: utils.build_vgg(name, options.weights, options.seed) for name in options.models}
     control = functools.cache(lambda name: utils.build_vgg(name, "random", options.seed + 1))
     preprocess = utils.import_keras().applications.vgg16.preprocess_input  # to BGR, less the ImageNet mean
-    words = {"layers": ["vgg"] if len(models) > 1 else options.models}  # both networks in one picture
-    for photo in utils.photographs(options, options.figures, lambda figure: words.get(figure, options.models)):
+    in_names = {"layers": ["vgg"] if len(models) > 1 else options.models}  # a picture of both networks bears `vgg`
+    for photo in utils.photographs(options, options.figures, lambda figure: in_names.get(figure, options.models)):
         x = utils.network_input(photo.pixels, 224, preprocess)
         looks = [utils.Look(name.upper(), model, photo, x, options, "BGR") for name, model in models.items()]
         for figure, names in photo.left.items():

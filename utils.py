@@ -64,6 +64,8 @@ with _on_interrupt(lambda *_: os._exit(130)):
 
 HERE = Path(__file__).resolve().parent
 PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+RESULT = re.compile(r"_(vgg(16|19)?|resnet50|googlenet|inceptionv3)_(layers|classes|negative|one_class|kernels|guided"
+                    r"|trust|blocks|comparison|top9|occlusion)\.jpg$")  # what the five scripts call their pictures
 TILE = 300  # pixels of the longer side of a tile
 LONGEST_SIDE = 2048  # pixels kept of a photograph: more than any network or picture here uses
 JPEG = ("JPEG", "MPO")  # MPO: a JPEG that holds further pictures, as telephones write it
@@ -100,6 +102,18 @@ def _words(text):
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def _whole_number(text):
+    if not re.fullmatch(r"[+-]?\d{1,18}", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def _path(text):
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(text)
+
+
 OPTIONS = {  # constant: (how its option is read, what --help says)
     "MODELS": (_words, "networks, separated by commas"),
     "FIGURES": (_words, "figures to draw, separated by commas, or all"),
@@ -107,22 +121,33 @@ OPTIONS = {  # constant: (how its option is read, what --help says)
     "CLASSES": (_words, "classes, separated by commas: index 0-999, WordNet id or name; top4 for the most probable"),
     "KERNELS": (_words, "kernel numbers from 0, separated by commas, or top9 for the strongest"),
     "MODE": (str, "max: the strongest position of a kernel's map; all: the whole map"),
-    "WEIGHTS": (str, "imagenet (published, downloaded once), random, a weights file, or a folder of published files"),
-    "PATCH": (int, "width of the grey square of the figure occlusion, in pixels of the network's input"),
-    "STRIDE": (int, "how far the square is moved at a time"),
-    "COMPARED": (int, "how many photographs the figure comparison sets side by side at most"),
-    "SEED": (int, "seed of --weights random"),
-    "OUTPUT": (Path, "folder for the results"),
+    "WEIGHTS": (_path, "imagenet (published, downloaded once), {}, a weights file, or a folder of published files"),
+    "PATCH": (_whole_number, "width of the grey square of the figure occlusion, in pixels of the network's input"),
+    "STRIDE": (_whole_number, "how far the square is moved at a time"),
+    "COMPARED": (_whole_number, "how many photographs the figure comparison sets side by side at most"),
+    "SEED": (_whole_number, "seed of --weights random"),
+    "OUTPUT": (_path, "folder for the results"),
     "COLORMAP": (str, "an OpenCV colour map"),
 }
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message} (see --help)")
+        raise UserError(f"{message} (see --help; lists are separated by commas)")
 
     def print_help(self, file=None):
         super().print_help(file or sys.__stdout__)
+
+
+def _constant(script, name):
+    """A constant of a script as its option would give it: a list where one word stands alone. UserError if wrong."""
+    value, read = script[name], OPTIONS[name][0] if name in OPTIONS else _path
+    kind = {_whole_number: int, _path: (str, Path), str: str, _words: (str, int, list, tuple)}[read]
+    if isinstance(value, bool) or not isinstance(value, kind) or value == "":
+        raise UserError(f"the constant {name} is {value!r}: its comment in the script says what may stand there")
+    if read is _words:
+        return _words(value) if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
+    return value
 
 
 def _parser(script, words):
@@ -130,16 +155,22 @@ def _parser(script, words):
     summary, _, rest = script["__doc__"].partition("\n")
     parser = _Parser(
         description=summary, epilog=rest, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
-    images = [HERE / path for path in ([script["IMAGES"]] if isinstance(script["IMAGES"], str) else script["IMAGES"])]
-    parser.add_argument("images", nargs="*", type=Path, default=images, metavar="PHOTO_OR_FOLDER",
+    images = [script["IMAGES"]] if isinstance(script["IMAGES"], (str, Path)) else list(script["IMAGES"] or ())
+    if not images:
+        raise UserError("the constant IMAGES names no photograph")
+    images = [HERE / path for path in images]
+    parser.add_argument("images", nargs="*", type=_path, default=images, metavar="PHOTO_OR_FOLDER",
                         help=f"photographs, or folders of them (default: {' '.join(path.name for path in images)})")
     for name, (read, text) in OPTIONS.items():
         if name in script:
-            value = default = script[name]
+            value = default = _constant(script, name)
             if name == "OUTPUT" or name == "WEIGHTS" and default not in words:
                 default = HERE / default  # the constants' paths are relative to the script
             shown = ",".join(map(str, value)) if isinstance(value, list) else value
-            parser.add_argument(f"--{name.lower()}", type=read, default=default, help=f"{text} (default: {shown})")
+            parser.add_argument(f"--{name.lower()}", type=read, default=default,
+                                help=f"{text.format(', '.join(words[1:]))} (default: {shown})")
+    if not isinstance(script["ARRAYS"], bool):
+        raise UserError(f"the constant ARRAYS is {script['ARRAYS']!r}: True or False")
     parser.add_argument("--arrays", action="store_true", default=script["ARRAYS"], help="save the numbers too, as .npz")
     parser.add_argument("--skip-existing", action="store_true", help="leave out what is in OUTPUT already")
     parser.add_argument("--list-layers", action="store_true", help="print the layer names that may be given, and stop")
@@ -172,10 +203,9 @@ def read_options(script, figures, networks, builtin_weights=()):
     options.kernels = _kernel_words([str(word) for word in options.kernels], options.layers, networks)
     if "MODE" in script:
         options.mode = check_words([options.mode], ("max", "all"), "mode")[0]
-        if not (1 <= options.patch <= 224 and 1 <= options.stride <= 224):
-            raise UserError(f"patch {options.patch} and stride {options.stride}: from 1 to 224 pixels")
-        if not 1 <= options.compared <= 32:
-            raise UserError(f"compared {options.compared}: from 1 to 32 photographs")
+        for name, most, what in (("patch", 299, "pixels"), ("stride", 299, "pixels"), ("compared", 32, "photographs")):
+            if not 1 <= getattr(options, name) <= most:
+                raise UserError(f"{name} {getattr(options, name)}: from 1 to {most} {what}")
     options.weights = str(options.weights)
     if options.weights not in words and not any(Path(options.weights + end).exists() for end in ("", ".index")):
         raise UserError(f"no weights {options.weights}: give a file, a folder, {', '.join(words[:-1])} or random")
@@ -193,15 +223,16 @@ def read_options(script, figures, networks, builtin_weights=()):
 
 
 def check_words(words, known, what):
-    """The words, each one of `known` (`all` stands for them all), without repetitions. UserError names near ones."""
-    if list(words) == ["all"] and "all" not in known:
+    """The words, each one of `known` in any case (`all` for them all), once each. UserError names near ones."""
+    words, names = [str(word) for word in words], {name.lower(): name for name in known}
+    if "all" in words and "all" not in known:
         return list(known)
     for word in words:
-        if word not in known:
+        if word.lower() not in names:
             raise UserError(f"unknown {what} {word!r}{_near(word, known)}")
     if not words:
         raise UserError(f"no {what} is given: choose from {', '.join(known)}")
-    return list(dict.fromkeys(words))
+    return list(dict.fromkeys(names[word.lower()] for word in words))
 
 
 def _near(word, known):
@@ -211,18 +242,22 @@ def _near(word, known):
     near = near or [names[lower] for lower in difflib.get_close_matches(word.lower(), names, 3, 0.5)]
     if near:
         return f": did you mean {', '.join(near)}?"
-    return f": choose from {', '.join(known)}" if len(names) < 12 else ""
+    return f": choose from {', '.join(known)}" if len(names) < 30 else ""
 
 
 def _layers_of(words, networks):
     """Which of the named layers, shell wildcards among them, each network draws: {network: names}."""
-    if list(words) == ["all"]:
+    if "all" in words:
         return {name: list(network.all) for name, network in networks.items()}
+
+    def named(word, widths):
+        return [layer for layer in widths if fnmatch.fnmatchcase(layer.lower(), str(word).lower())]
+
     known = dict.fromkeys(itertools.chain(*(network.widths for network in networks.values())))
     for word in words:
-        if not fnmatch.filter(known, word):
-            raise UserError(f"unknown layer {word!r}{_near(word, known)}")
-    chosen = {name: list(dict.fromkeys(itertools.chain(*(fnmatch.filter(network.widths, word) for word in words))))
+        if not named(word, known):
+            raise UserError(f"unknown layer {word!r}{_near(str(word), known) or ': --list-layers prints them'}")
+    chosen = {name: list(dict.fromkeys(itertools.chain(*(named(word, network.widths) for word in words))))
               for name, network in networks.items()}
     for name, layers in chosen.items():
         if not layers:
@@ -237,11 +272,11 @@ def _kernel_words(words, layers, networks):
     if len(words) == 1 and words[0][:3] == "top" and words[0][3:].isdecimal():
         count = int(words[0][3:])
         if not 1 <= count <= width:
-            raise UserError(f"{words[0]}: from top1 to top{width}")
+            raise UserError(f"kernels {words[0]}: from top1 to top{width}")
         return count
     for word in words:
         if not (str(word).isdecimal() and int(word) < width):
-            raise UserError(f"no kernel {word!r}: numbers from 0 to {width - 1}, or top9 for the nine strongest")
+            raise UserError(f"no kernel {word!r}: numbers from 0 to {width - 1}, or top9 alone for the nine strongest")
     if not words:
         raise UserError("no kernel is given: numbers from 0, or top9")
     return [int(word) for word in dict.fromkeys(words)]
@@ -316,19 +351,20 @@ class Photo(NamedTuple):
 
 
 def find_photos(paths):
-    """The photographs among files and folders; folders are walked recursively, in sorted order."""
+    """The photographs among files and folders; folders are walked recursively, in sorted order, results left out."""
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file()
-                            and not any(part.startswith(".") for part in p.relative_to(path).parts))
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file() and not (
+                RESULT.search(p.name) or any(part.startswith(".") for part in p.relative_to(path).parts)))
             if not inside:
                 raise UserError(f"no photographs in the folder {path} (endings: {' '.join(sorted(PHOTO_ENDINGS))})")
             found += inside
         elif path.exists() or len(paths) > 1:  # a missing one of several is skipped later, like an unreadable one
             found.append(path)
         else:
-            raise UserError(f"no such photograph or folder: {path}")
+            near = _near(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+            raise UserError(f"no such photograph or folder: {path}{near if 'did you' in near else ''}")
     return list(dict.fromkeys(found))
 
 
@@ -479,11 +515,14 @@ def photographs(options, figures, names=None, first=0):
                 continue
             yield photo
             shown += 1
-            drawn, there = (drawn, there + 1) if figures and not left else (drawn + 1, there)
+            if figures and not left:  # it was read for a figure over several photographs only
+                there += 1
+            else:
+                drawn += 1
     finally:
         if several:
-            tell(f"{len(options.images)} photographs: {drawn} done, {there} there already, {len(options.skipped)} "
-                 "unreadable")
+            tell(f"{len(options.images)} photographs: {drawn} {'done' if figures else 'compared'}, {there} there "
+                 f"already, {len(options.skipped)} unreadable")
     if len(options.skipped) == len(options.images):
         raise UserError(f"none of the {len(options.images)} photographs could be read")
 
@@ -517,7 +556,7 @@ def read_class(word):
     names = imagenet_classes()
     if key[:3] == "top" and key[3:].isdecimal():
         if not 1 <= int(key[3:]) <= len(names):
-            raise UserError(f"{word}: from top1 to top{len(names)}")
+            raise UserError(f"class {word}: from top1 to top{len(names)}")
         return key
     if re.fullmatch(r"-?\d+", key):
         if len(key) > 9 or not 0 <= int(key) < len(names):
@@ -796,7 +835,7 @@ class Step(NamedTuple):
 class ForwardPass:
     """One photograph seen by one network: a single forward pass, and the ways back down through it.
 
-    The network is run layer by layer and never changed; going down, each layer is transposed by its own rule, for many
+    The network is run layer by layer and left as it is (`_without_relu` gives back what it takes); going down, each layer is transposed by its own rule, for many
     signals at once. What differs between the methods is only what a ReLU does with the signal R that comes down, where
     the forward pass gave f (Springenberg et al. 2014, arXiv 1412.6806, figure 1):
 
@@ -813,11 +852,15 @@ class ForwardPass:
         self.input = tf.convert_to_tensor(x, tf.float32)
         if self.input.shape.rank != 4 or self.input.shape[0] != 1:
             raise ValueError(f"x has shape {tuple(self.input.shape)}, not (1, H, W, channels)")
-        self.steps, self._known, self._switches = [], {id(self.input)}, {}
+        ends = len(_graph(model).inputs), len(_graph(model).outputs)
+        if ends != (1, 1):
+            raise ValueError(f"{model.name} has {ends[0]} inputs and {ends[1]} outputs, not one of each")
+        self.steps, self._known, self._switches = [], {id(self.input)}, {}  # id: steps keep all tensors alive
         self.output = self._run(model, self.input)
         self.outputs = {step.op.name: step.output for step in self.steps}
 
     def _run(self, model, inputs):
+        # Keras has no public way to be told of each operation; this one is the same from Keras 3.0 to 3.15.
         return _graph(model)._run_through_graph(inputs, operation_fn=self._record)
 
     def _record(self, op):
@@ -857,7 +900,7 @@ class ForwardPass:
 
     def feature_map(self, layer):
         """What a layer gave, a tensor (1, h, w, K), or (1, K) of a dense layer. ValueError for an unknown layer."""
-        if layer not in self.outputs:
+        if not isinstance(layer, str) or layer not in self.outputs:
             raise ValueError(f"unknown layer {layer!r}{_near(str(layer), self.outputs)}")
         return self.outputs[layer]
 
@@ -871,9 +914,11 @@ class ForwardPass:
         import tensorflow as tf
         for index in () if tf.is_tensor(classes) else classes:
             _check_class(index, self.logits.shape[0])
-        seeds = tf.one_hot(classes, self.logits.shape[0])
+        seeds = tf.one_hot(tf.cast(classes, tf.int32), self.logits.shape[0])
+        if not seeds.shape[0]:
+            return [tf.zeros((0, *tensor.shape[1:])) for tensor in wanted]
         parts = [self._down({id(self.output): seeds[start:start + 16]}, wanted, rule)
-                 for start in range(0, max(1, seeds.shape[0]), 16)]
+                 for start in range(0, seeds.shape[0], 16)]
         return [tf.concat(signals, axis=0) for signals in zip(*parts)]
 
     def grad_cam(self, layers, classes):
@@ -1032,6 +1077,7 @@ class ForwardPass:
                 argmax=tf.repeat(self._switches[key], count, axis=0),
                 ksize=(1, *size, 1), strides=(1, *strides, 1), padding=padding)
         switches, window = _cut(self._switches[key], windows[key]), _source(step, step.inputs[0], windows[key])
+        # TensorFlow counts switches through the whole map, (row * width + column) * channels + channel.
         row, place = switches // (width * channels), switches % (width * channels)
         switches = (row - window.top) * window.width * channels + place - window.left * channels
         values = tf.math.unsorted_segment_sum(
@@ -1060,8 +1106,13 @@ def _graph(model):
     """The functional network that a model is, or holds. ValueError for a subclassed one."""
     graph = getattr(model, "_functional", model)
     if not hasattr(graph, "_run_through_graph"):
-        raise ValueError(f"{getattr(model, 'name', model)} is no functional Keras model")
+        raise ValueError(f"{getattr(model, 'name', model)} is no functional Keras model, or has not been built yet")
     return graph
+
+
+def _several(names):
+    """What is given alone, as a list of one."""
+    return [names] if isinstance(names, (str, int, np.integer)) else list(names)
 
 
 def _part(op, place):
@@ -1128,7 +1179,10 @@ class Window(NamedTuple):
 
 
 def _reach(first, last, extent, stride, padding, size):
-    """The input rows from which output rows first…last-1 of a filter are computed, padding counted in."""
+    """The input rows from which output rows first…last-1 of a filter are computed, padding counted in.
+
+    `same` pads what is missing for ceil(size / stride) steps, the smaller half before the first row.
+    """
     before = max((-(-size // stride) - 1) * stride + extent - size, 0) // 2 if padding == "same" else 0
     return first * stride - before, (last - 1) * stride - before + extent
 
@@ -1197,7 +1251,7 @@ def grad_cam(model, x, layers, classes):
     """
     import tensorflow as tf
     import_keras()
-    x, layers, classes = tf.convert_to_tensor(x, tf.float32), tuple(layers), list(classes)
+    x, layers, classes = tf.convert_to_tensor(x, tf.float32), tuple(_several(layers)), _several(classes)
     for index in classes:
         _check_class(index, _graph(model).outputs[0].shape[-1])
     cams, logits = _grad_cam_function(model, layers, len(classes))(x, tf.constant(classes, tf.int32))
@@ -1214,7 +1268,7 @@ def guided_backprop(model, x, classes):
 
     Arguments and errors as of `grad_cam`.
     """
-    return ForwardPass(model, x).guided_backprop(classes).numpy()
+    return ForwardPass(model, x).guided_backprop(_several(classes)).numpy()
 
 
 def deconvnet(model, x, layer, kernels, mode="max"):
@@ -1223,7 +1277,7 @@ def deconvnet(model, x, layer, kernels, mode="max"):
     All from one forward pass. mode: `max` for the strongest position of each kernel's map, `all` for the whole map.
     Raises ValueError for an unknown layer, kernel or mode; otherwise as `grad_cam`.
     """
-    return ForwardPass(model, x).deconvnet(layer, kernels, mode)
+    return ForwardPass(model, x).deconvnet(layer, _several(kernels), mode)
 
 
 @functools.lru_cache(maxsize=4)
@@ -1305,9 +1359,11 @@ def area(curve):
 def verdict(trial, name):
     """What deletion says of a map, in one sentence: chance is within two standard deviations of the random orders."""
     before, after, chance = trial.deletion[0], trial.deletion[4], trial.random_deletion[:, 4]
-    mean, spread, margin = chance.mean(), chance.std(), 2 * chance.std(ddof=1)
-    found = "beats chance" if after < mean - margin else "does worse than chance" if after > mean + margin \
+    mean, spread = chance.mean(), chance.std(ddof=1)
+    found = "beats chance" if after < mean - 2 * spread else "does worse than chance" if after > mean + 2 * spread \
         else "does no better than chance"
+    if f"{after:.2f}" == f"{mean:.2f}":
+        found = "does no better than chance"
     moves = f"{'falls' if after < before else 'rises'} from {before:.2f} to {after:.2f}"
     if f"{before:.2f}" == f"{after:.2f}":
         moves = f"stays at {after:.2f}"
@@ -1547,7 +1603,7 @@ class Look:
         self.seen, self.channels = ForwardPass(model, x), channels
         self.logits = self.seen.output[0].numpy() if self.seen.output.shape.rank == 2 else None
         self.image = fit(photo.pixels, TILE)
-        self.original = Tile(self.image, photo.path.name)
+        self.original = Tile(self.image, short(photo.path.name))
         self.layers = options.layers[self.name]
         self.last = self.layers[-1]
 
@@ -1641,6 +1697,11 @@ class Look:
         """Write a figure of this photograph and network and, if asked for, the arrays behind it."""
         save_figure(self.options, self.photo.stem, self.label, figure, rows, f"{self.photo.path.name} · {note}",
                     self.arrays(arrays), colorbar)
+
+
+def short(name):
+    """A file name that is too long for a title, without its middle."""
+    return name if len(name) <= 36 else f"{name[:22]}…{name[-13:]}"
 
 
 def prefix(name, arrays):
@@ -1748,7 +1809,7 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     Files appear whole or not at all; UserError where they cannot be written.
     """
     tiles = [tile for row in rows if not isinstance(row, str) for tile in row if tile]
-    cell = max(max(tile.image.shape[1], *(round(7.2 * len(text)) for text in tile.title.split("\n"))) for tile in tiles)
+    cell = max(max(tile.image.shape[1], _text_width(tile.title)) for tile in tiles)
     columns = max(len(row) for row in rows if not isinstance(row, str))
     width = max(2 * MARGIN + columns * (cell + GAP) - GAP, 480) + (60 if colorbar is not None else 0)
     notes = textwrap.wrap(note, (width - 2 * MARGIN) // 7) if note else []
@@ -1774,19 +1835,19 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
 def _lay_out(rows, cell, top, width):
     """Where everything in rows goes, in columns of `cell` pixels from line `top` on: (texts, images, height).
 
-    texts: (x, y of the lower edge, text, size, weight); images: (x, y, pixels).
+    texts: (x, y of the last baseline, text, size, weight); images: (x, y, pixels).
     """
     texts, images, y = [], [], top
     for row in rows:
         if isinstance(row, str):
             sentence = textwrap.wrap(row, (width - 2 * MARGIN) // 7)
             y += LINE * len(sentence)
-            texts.append((MARGIN, y - 4, "\n".join(sentence), 9, "normal"))
+            texts.append((MARGIN, y - 6, "\n".join(sentence), 9, "normal"))
             y += GAP
             continue
         shown = [(MARGIN + column * (cell + GAP), tile) for column, tile in enumerate(row) if tile]
         y += LINE * max(tile.title.count("\n") + 1 if tile.title else 0 for _, tile in shown) + 4
-        texts += [(x, y - 4, tile.title, 9, "normal") for x, tile in shown]
+        texts += [(x, y - 6, tile.title, 9, "normal") for x, tile in shown]
         images += [(x, y, tile.image) for x, tile in shown]
         y += max(tile.image.shape[0] for _, tile in shown) + GAP
     return texts, images, y + MARGIN - GAP
@@ -1800,15 +1861,30 @@ def _page(texts, images, height, width):
     canvas = FigureCanvasAgg(figure)
     for x, y, text, size, weight in texts:
         text = text.encode("utf-8", "replace").decode()  # a file name may be no text at all
-        figure.text(x / width, 1 - y / height, text, size=size, weight=weight, va="bottom", parse_math=False,
+        figure.text(x / width, 1 - y / height, text, size=size, weight=weight, va="baseline", parse_math=False,
                     linespacing=1.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the font lacks
         canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     for x, y, image in images:
+        pixels[y - 1:y + image.shape[0] + 1, x - 1:x + image.shape[1] + 1] = 208  # a frame: some are white themselves
         pixels[y:y + image.shape[0], x:x + image.shape[1]] = image
     return pixels
+
+
+def _text_width(text):
+    """Pixels that the longest line of a title takes."""
+    from matplotlib.font_manager import findfont, get_font
+    font = get_font(findfont("sans"))
+    font.set_size(9, 100)
+    widths = []
+    for line in text.encode("utf-8", "replace").decode().split("\n"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # letters that the font lacks
+            font.set_text(line)
+        widths.append(font.get_width_height()[0] // 64 + 2)
+    return max(widths)
 
 
 def write_whole(path, write):
@@ -1878,7 +1954,8 @@ def draw_trust(look, control):
         rows.append([look.heat(cam, look.title(index)), curve_tile(trial, "deletion"),
                      curve_tile(trial, "insertion"),
                      look.heat(anew, f"weights drawn anew\nrank correlation {same:.2f}")])
-        rows.append(verdict(trial, class_name(index)))
+        rows.append(verdict(trial, class_name(index)) + (
+            f" But it resembles the map of weights drawn anew (rank correlation {same:.2f})." if same > 0.5 else ""))
         arrays |= {f"{look.last}/{index}/{key}": value for key, value in trial._asdict().items()}
         arrays |= {f"{look.last}/{index}/control": anew, f"{look.last}/{index}/rank_correlation": same}
     look.save("trust", rows, f"{look.last} · deletion: lower is better, insertion: higher is better", arrays)
@@ -1897,8 +1974,8 @@ def compare_ways(look):
         rows.append([look.response(layer, kernel), *(look.grey(ways[way][place], way) for way in ways)])
         arrays[f"{layer}/{kernel}"] = ways[f"DeconvNet, {look.options.mode}"][place]
         arrays |= {f"{layer}/{kernel}/{way}": ways[way][place] for way in ways}
-    look.save("comparison", beside(look.original, rows), f"{layer} · each picture on its own scale",
-              arrays)
+    save_figure(look.options, look.options.group, look.label, "comparison", beside(look.original, rows),
+                f"{look.photo.path.name} · {layer} · each picture on its own scale", look.arrays(arrays))
 
 
 def compare_photos(looks, total):
@@ -1911,7 +1988,9 @@ def compare_photos(looks, total):
         grey, row = grey_scale(ours), []
         for look, projection in zip(looks, ours):
             field = look.seen.receptive_field(layer, kernel) if options.mode == "max" else None
-            row += [look.response(layer, kernel, heat), look.grey(projection, look.photo.path.name, field, grey)]
+            response = look.response(layer, kernel, heat)
+            row += [response._replace(title=f"{look.original.title}\n{response.title}"),
+                    look.grey(projection, "projection", field, grey)]
             arrays[f"{layer}/{kernel}/{look.photo.stem}"] = projection
         rows.append(row)
     save_figure(options, options.group, first.label, "comparison", rows,
@@ -1952,15 +2031,21 @@ def draw_top9(found, paths, see, options):
 
 def draw_occlusion(look):
     """Zeiler and Fergus, figure 7: class and strongest kernel where a grey square hides a part."""
-    layer, index, kernel = look.last, look.classes[0], look.seen.strongest(look.last, 1)[0]
+    layer, index, kernel = look.last, look.classes[0], look.kernels[0]
+
+    def hidden(map_, title):  # from the least to the most: far from zero, the differences are what counts
+        heat, _ = heat_map(map_ - map_.min(), *look.image.shape[:2])
+        return Tile(overlay(look.image, heat, look.options.colormap), f"{title}, {map_.min():.3g} to {map_.max():.3g}")
+
     probabilities, responses = occlusion(look.model, look.x, layer, look.options.patch, look.options.stride)
     ours, response = probabilities[..., index], responses[..., kernel]
     tiles = [look.original,
-             look.feature(ours, f"{class_name(index)}\nprobability, min {ours.min():.3g}", over=True),
+             hidden(ours, f"{class_name(index)}\nprobability"),
              *class_map(probabilities.argmax(axis=-1), look.image),
-             look.feature(response, f"{layer} kernel {kernel}\nsummed response, min {response.min():.3g}", over=True),
+             hidden(response, f"{layer} kernel {kernel}\nsummed response"),
              look.grey(look.seen.deconvnet(layer, [kernel], look.options.mode)[0], f"kernel {kernel}, projection")]
     look.save("occlusion", wrap(tiles, 3),
-              f"a grey square of {look.options.patch} pixels is centred on each point of the maps: cold is needed",
+              f"a grey square of {look.options.patch} pixels is centred on each point of the maps, which run from "
+              "their least (cold: what is hidden there is needed) to their most",
               {f"{layer}/{index}/probability": ours, f"{layer}/{kernel}/response": response,
-               "most_probable": probabilities.argmax(axis=-1)})
+               "most_probable": probabilities.argmax(axis=-1)}, False)

@@ -291,7 +291,7 @@ def test_a_decompression_bomb_is_refused_at_once(tmp_path):
 def tree(tmp_path):
     """Photographs, hidden ones, and things that are none."""
     for name in ("b/2.PNG", "b/10.jpg", "a/z.Tiff", "a/deep/er/x.webp", "c.JPEG", "d.bmp", "e.tif", ".hidden.jpg", "a/.git/y.jpg",
-                 "notes.txt", "jpg", "a/film.mp4", "b/.2.png.part"):
+                 "notes.txt", "jpg", "a/film.mp4", "b/.2.png.part", "c_vgg16_one_class.jpg", "a/my_photos_vgg_layers.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()

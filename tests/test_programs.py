@@ -229,6 +229,14 @@ WRONG = [
     wrong("gradcam_resnet50.py", "--weights", "random", "--seed", "-1", says=["seed", "-1"]),
     wrong("deconvnet_vgg.py", "--weights", "random", "--seed", str(2**32), says=["seed", str(2**32)]),  # one too many
     wrong("gradcam_googlenet.py", "--seed", says=["--seed"]),
+    wrong("gradcam_googlenet.py", "--seed", "1e3", says=["--seed", "1e3", "whole number"]),
+    *(wrong("gradcam_googlenet.py", option, "", says=[option, "empty"]) for option in ("--output", "--weights")),
+    wrong("deconvnet_vgg.py", "", says=["empty"]),  # what "$PHOTO" becomes where it is not set
+    wrong("deconvnet_vgg.py", "--patch", "0", says=["patch 0"]),
+    wrong("deconvnet_inceptionv3.py", "--compared", "33", says=["compared 33", "32"]),
+    wrong("gradcam_vgg.py", CAT.with_name("cta.jpg"), says=["cta.jpg", "cat.jpg"]),
+    wrong("gradcam_vgg.py", "--colormap", "grey", says=["grey", "viridis"]),
+    wrong("deconvnet_inceptionv3.py", "--layers", "xyz", says=["xyz", "--list-layers"]),
     wrong("gradcam_googlenet.py", "nowhere.jpg", says=["nowhere.jpg"]),
     wrong("deconvnet_vgg.py", "notes.jpg", says=["notes.jpg"]),
     wrong("gradcam_resnet50.py", "taken", says=["taken"]),
@@ -257,6 +265,7 @@ RIGHT = [
     ("gradcam_resnet50.py", "--kernels", "0,2047", "--colormap", "viridis", "--figures", "all"),
     ("gradcam_googlenet.py", "--weights", "tiny", "--layers", "Mixed_5c,Conv2d_1a_7x7", "--kernels", "63"),
     ("deconvnet_vgg.py", "--layers", "block1_conv1", "--kernels", "63", "--mode", "all"),
+    ("deconvnet_vgg.py", "--models", "VGG16", "--layers", "Block1_*", "--mode", "ALL", "--figures", "all,kernels"),
     ("deconvnet_inceptionv3.py", "--kernels", "top2048", "--seed", str(2**32 - 1), "notes.jpg", "cut.jpg"),
 ]
 
@@ -349,16 +358,19 @@ def clone(tmp_path_factory):
     ("deconvnet_vgg.py", "KERNELS", [12]), ("deconvnet_inceptionv3.py", "KERNELS", [12, 77]),
     ("gradcam_vgg.py", "CLASSES", [285, "n02124075", "Egyptian cat"]), ("gradcam_resnet50.py", "LAYERS", ["conv1_relu"]),
     ("gradcam_vgg.py", "MODELS", ["vgg19"]), ("gradcam_googlenet.py", "WEIGHTS", "tiny"),
-    ("deconvnet_vgg.py", "MODE", "all"), ("gradcam_resnet50.py", "FIGURES", ["all"])])
+    ("deconvnet_vgg.py", "MODE", "all"), ("gradcam_resnet50.py", "FIGURES", ["all"]),
+    ("gradcam_vgg.py", "CLASSES", 285), ("deconvnet_vgg.py", "KERNELS", 5), ("gradcam_vgg.py", "LAYERS", "block1*")])
 def test_a_constant_takes_what_its_comment_says(without_tensorflow, clone, script, name, value):
     done = without_tensorflow(clone(script, **{name: value}), "--output", "out")
     assert (done.code, done.err) == (IMPORTED, [])
 
 
-@pytest.mark.parametrize("name, value", [("FIGURES", ["clases"]), ("COLORMAP", "jett"), ("IMAGES", ["nowhere.jpg"])])
+@pytest.mark.parametrize("name, value", [
+    ("FIGURES", ["clases"]), ("COLORMAP", "jett"), ("IMAGES", ["nowhere.jpg"]), ("IMAGES", []), ("COLORMAP", 2),
+    ("FIGURES", None), ("ARRAYS", "no"), ("SEED", "0"), ("OUTPUT", ""), ("CLASSES", 1000)])
 def test_a_wrong_constant_is_told_like_a_wrong_option(without_tensorflow, clone, name, value):
     done = without_tensorflow(clone("gradcam_googlenet.py", **{name: value}), "--output", "out")
-    assert done.code == 2 and (value[0] if isinstance(value, list) else value) in done.error()
+    assert done.code == 2 and (str(value[0] if isinstance(value, list) else value) if value else name) in done.error()
 
 
 @pytest.fixture(scope="module")

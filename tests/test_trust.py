@@ -185,7 +185,7 @@ def said(trial):
     before, after, mean, spread, finding = found.groups()
     chance = trial.random_deletion[:, 4]
     np.testing.assert_allclose([float(before), float(after or before), float(mean), float(spread)],
-                               [trial.deletion[0], trial.deletion[4], chance.mean(), chance.std()], atol=0.0051)
+                               [trial.deletion[0], trial.deletion[4], chance.mean(), chance.std(ddof=1)], atol=0.0051)
     return finding
 
 
@@ -220,7 +220,9 @@ def by_hand(before, after, chance):
 def test_the_sentence_word_for_word():
     assert utils.verdict(by_hand(0.81, 0.09, [0.54, 0.70, 0.54, 0.70]), "espresso (967, n07920052)") == (
         "Without the warmest 20 % of the pixels the probability of espresso (967, n07920052) falls from 0.81 to 0.09; "
-        "without a random 20 % to 0.62 ± 0.08: the map beats chance.")
+        "without a random 20 % to 0.62 ± 0.09: the map beats chance.")
+    assert utils.verdict(by_hand(0.004, 0.004, [0.0] * 4), "cat").endswith(
+        "stays at 0.00; without a random 20 % to 0.00 ± 0.00: the map does no better than chance.")
 
 
 @pytest.mark.parametrize("after, word", [(0.3, "falls"), (0.7, "rises")])
@@ -506,7 +508,7 @@ def test_wildcards_in_the_constant(layers):
     assert found == {"googlenet": ["Conv2d_2b_1x1", "Conv2d_2c_3x3", "Mixed_5c"]}
 
 
-@pytest.mark.parametrize("word", ["block6*", "Block*_conv3", "conv?", "block[6-9]_conv1", "block5_conv3,mixed*"])
+@pytest.mark.parametrize("word", ["block6*", "conv?", "block[6-9]_conv1", "block5_conv3,mixed*"])
 def test_a_wildcard_that_no_layer_answers_to(layers, word):
     with pytest.raises(utils.UserError, match=re.escape(repr(word.split(",")[-1]))):
         layers(deconvnet_vgg, deconvnet_vgg.networks(), "--layers", word)
