@@ -835,9 +835,10 @@ class Step(NamedTuple):
 class ForwardPass:
     """One photograph seen by one network: a single forward pass, and the ways back down through it.
 
-    The network is run layer by layer and left as it is (`_without_relu` gives back what it takes); going down, each layer is transposed by its own rule, for many
-    signals at once. What differs between the methods is only what a ReLU does with the signal R that comes down, where
-    the forward pass gave f (Springenberg et al. 2014, arXiv 1412.6806, figure 1):
+    The network is run layer by layer and left as it is (`_without_relu` gives back what it takes); going down, each
+    layer is transposed by its own rule, for many signals at once. What differs between the methods is only what a ReLU
+    does with the signal R that comes down, where the forward pass gave f (Springenberg et al. 2014, arXiv 1412.6806,
+    figure 1):
 
         gradient    R where f > 0              Grad-CAM
         deconvnet   R where R > 0              Zeiler and Fergus, section 2.1, «Rectification»
@@ -1813,7 +1814,7 @@ def save_picture(path, rows, heading, note="", colorbar=None, arrays=None):
     columns = max(len(row) for row in rows if not isinstance(row, str))
     width = max(2 * MARGIN + columns * (cell + GAP) - GAP, 480) + (60 if colorbar is not None else 0)
     notes = textwrap.wrap(note, (width - 2 * MARGIN) // 7) if note else []
-    headings = textwrap.wrap(heading, (width - 2 * MARGIN) // 10)
+    headings = textwrap.wrap(heading, (width - 2 * MARGIN) // 11)
     top = MARGIN + 22 * len(headings) + LINE * len(notes) + GAP
     texts, images, height = _lay_out(rows, cell, top, width)
     texts += [(MARGIN, MARGIN + 22 * len(headings) - 4, "\n".join(headings), 12, "bold"),
@@ -1875,16 +1876,13 @@ def _page(texts, images, height, width):
 
 def _text_width(text):
     """Pixels that the longest line of a title takes."""
-    from matplotlib.font_manager import findfont, get_font
-    font = get_font(findfont("sans"))
-    font.set_size(9, 100)
-    widths = []
-    for line in text.encode("utf-8", "replace").decode().split("\n"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # letters that the font lacks
-            font.set_text(line)
-        widths.append(font.get_width_height()[0] // 64 + 2)
-    return max(widths)
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.font_manager import FontProperties
+    renderer, font = RendererAgg(1, 1, 100), FontProperties(size=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks
+        return max(round(renderer.get_text_width_height_descent(line, font, False)[0]) + 1
+                   for line in text.encode("utf-8", "replace").decode().split("\n"))
 
 
 def write_whole(path, write):
