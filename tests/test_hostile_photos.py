@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+from conftest import beside
 from PIL import Image
 from test_programs import CAT, ROCKET, program
 
 import utils
 
-SECONDS, MEGABYTES = 10, 1200  # what one photograph may cost, whatever it claims
+SECONDS, MEGABYTES = 15, 1200  # what one photograph may cost, whatever it claims
 SIDE, LESS, LEAST = (math.isqrt(utils.MOST_PIXELS // share) for share in (1, 2, 10))  # not refused for its size alone:
 # as most formats, as WebP, as BMP of run lengths
 WIDTH, HEIGHT = 313, 271  # 0x0139, 0x010f: two bytes that hardly ever stand together by chance
@@ -362,7 +363,7 @@ start = memory()
 for path in json.load(sys.stdin):
     entry = {"path": path}
     print(json.dumps(entry), file=report)
-    faulthandler.dump_traceback_later(20, exit=True, file=screams)
+    faulthandler.dump_traceback_later(30, exit=True, file=screams)
     memory(forget=True)
     begin = time.monotonic()
     try:
@@ -413,16 +414,16 @@ def devices(folder):
     return sorted(folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+@beside
+def reports(folder):
     """What the process reports: {file name: report}; the good photographs come last."""
-    folder = tmp_path_factory.mktemp("photographs")
     files = dict(HOSTILE)
     for name, mutate in itertools.product(GOOD, MUTATIONS):
         files |= mutated(name, mutate)
     for name, data in (files | {name: data for name, (data, _) in GOOD.items()}).items():
         (folder / name).write_bytes(data)
-    others = devices(tmp_path_factory.mktemp("devices")) if os.name == "posix" else []
+    (folder / "devices").mkdir()
+    others = devices(folder / "devices") if os.name == "posix" else []
     return read_in_one_process([*(folder / name for name in files), *others, *(folder / name for name in GOOD)])
 
 
