@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import csv
 import difflib
@@ -1414,10 +1415,11 @@ class Strongest(NamedTuple):
     interrupted: bool
 
 
-def _read_ahead(paths, prepare, shape):
-    """A tf.data.Dataset of (index, input, whether it could be read); photographs are read in parallel, ahead of use."""
-    import tensorflow as tf
+def _read_ahead(paths, prepare, shape, batch):
+    """Batches of (indices, inputs, whether each could be read), two of them read by threads ahead of use.
 
+    Not by tf.data: its readers take threads from the convolutions, which then take half as long again now and then.
+    """
     def read(index):
         try:
             return prepare(read_photo(paths[index]))[0], True
@@ -1425,54 +1427,24 @@ def _read_ahead(paths, prepare, shape):
             tell(f"skipped: {error}")
             return np.zeros(shape, np.float32), False
 
-    def load(index):
-        x, good = tf.numpy_function(read, [index], (tf.float32, tf.bool))
-        return index, tf.ensure_shape(x, shape), tf.ensure_shape(good, ())
+    left, ahead = iter(range(len(paths))), collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor()
 
-    return tf.data.Dataset.range(len(paths)).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    def begin():
+        indices = list(itertools.islice(left, batch))
+        if indices:
+            ahead.append((np.array(indices), [pool.submit(read, index) for index in indices]))
 
-
-def _responder(model, layer, strategy):
-    """A function: inputs (N, H, W, 3), always as many -> the maximum of each kernel's map, (N, K)."""
-    import tensorflow as tf
-    keras, replicas = import_keras(), strategy.num_replicas_in_sync
-    network = keras.Model(model.inputs[0], model.get_layer(layer).output)
-    if replicas > 1:
-        with strategy.scope():
-            weights, network = network.get_weights(), keras.models.clone_model(network)
-            network.set_weights(weights)
-    axes = tuple(range(1, len(network.output_shape) - 1))
-
-    @tf.function
-    def respond(x):
-        return strategy.run(lambda part: tf.reduce_max(network(part, training=False), axis=axes), (x,))
-
-    def call(x):
-        if replicas > 1:
-            shares = tf.split(x, replicas)
-            x = strategy.experimental_distribute_values_from_function(
-                lambda context: shares[context.replica_id_in_sync_group])
-        return np.concatenate(strategy.experimental_local_results(respond(x)))
-
-    return call
-
-
-def _read_ahead(paths, prepare, shape):
-    """A tf.data.Dataset of (index, input, whether it could be read); photographs are read in parallel, ahead of use."""
-    import tensorflow as tf
-
-    def read(index):
-        try:
-            return prepare(read_photo(paths[index]))[0], True
-        except UserError as error:
-            tell(f"skipped: {error}")
-            return np.zeros(shape, np.float32), False
-
-    def load(index):
-        x, good = tf.numpy_function(read, [index], (tf.float32, tf.bool))
-        return index, tf.ensure_shape(x, shape), tf.ensure_shape(good, ())
-
-    return tf.data.Dataset.range(len(paths)).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    try:
+        begin()
+        begin()
+        while ahead:
+            indices, futures = ahead.popleft()
+            inputs, good = zip(*(future.result() for future in futures))
+            begin()
+            yield indices, np.stack(inputs), np.array(good)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _responder(model, layer, strategy):
@@ -1514,12 +1486,11 @@ def strongest_photos(model, layer, paths, prepare, count=9, batch=8, strategy=No
         strategy = tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
     batch *= strategy.num_replicas_in_sync
     respond, width = _responder(model, layer, strategy), model.get_layer(layer).output.shape[-1]
-    dataset = _read_ahead(paths, prepare, model.input_shape[1:]).batch(batch).prefetch(2)
+    batches = _read_ahead(paths, prepare, model.input_shape[1:], batch)
     best, photos = np.full((count, width), -np.inf, np.float32), np.full((count, width), -1)
     seen, unreadable, interrupted = 0, [], False
     try:
-        for indices, x, good in progress(dataset, -(-len(paths) // batch)):
-            indices, good = indices.numpy(), good.numpy()
+        for indices, x, good in progress(batches, -(-len(paths) // batch)):
             x = tf.pad(x, [(0, batch - len(indices)), (0, 0), (0, 0), (0, 0)])  # batches of one size: a single trace
             values = np.where(good[:, None], respond(x)[:len(indices)], -np.inf)
             values = np.concatenate([best, values])
@@ -1794,9 +1765,6 @@ def beside(tile, rows):
     """A tile in front of the first row, the others moved along."""
     rows = list(rows)
     return [[tile, *rows[0]], *(row if isinstance(row, str) else [None, *row] for row in rows[1:])]
-
-
-GAP, LINE, MARGIN = 12, 16, 16  # pixels of a page: between tiles, of a line of text, around it all
 
 
 GAP, LINE, MARGIN = 12, 16, 16  # pixels of a page: between tiles, of a line of text, around it all
