@@ -1,116 +1,450 @@
-"""DeconvNet on VGG16 and VGG19: what in a photograph the kernels of a layer respond to, brought back to pixels.
+"""DeconvNet on VGG16 and VGG19: what in a photograph the kernels of a layer answer to, brought back to pixels.
 
-    python deconvnet_vgg.py Image/cat.jpg
-    python deconvnet_vgg.py photo.jpg --models vgg16 --figures kernels --layers block3_conv3 --kernels 12,77 --mode all
-    python deconvnet_vgg.py my_photographs/ --figures top9 --layers block4_conv3
+    python deconvnet_vgg.py Image/cat.jpg --weights tiny
+    python deconvnet_vgg.py photo.jpg --models vgg16 --figures projections --layers block4_conv3 --kernels 12,77
+    python deconvnet_vgg.py my_photographs/ --figures top9
 
-Zeiler and Fergus 2013, arXiv 1311.2901. VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it. The figure
-`blocks` shows the last convolution layer of every block; the others one layer, and dense layers (fc1, fc2, predictions)
-too, with a unit in place of a kernel.
+Zeiler and Fergus 2013, arXiv 1311.2901. VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it. Weights
+`tiny`: VGG16's five blocks, trained for this project, without a classifier, bundled in Image/.
 """
+import collections
+import concurrent.futures
 import functools
+import os
+import sys
+
+import cv2
+import numpy as np
 
 import utils
 
-IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
+IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; those named here are relative to this script
 MODELS = ["vgg16", "vgg19"]  # one of them, or both
-FIGURES = ["kernels", "blocks", "comparison", "top9"]  # of these and occlusion; all for all
-LAYERS = ["all"]       # all: the last layer of every block; any of --list-layers. Figures of one layer draw the last
-KERNELS = ["top9"]     # kernel numbers, or top9 for the nine with the strongest response; `blocks` always the strongest
-CLASSES = ["top1"]     # the class of `occlusion`: an index, WordNet id or name, top1 for the most probable
-PATCH, STRIDE = 56, 16  # of `occlusion`: width of the grey square and its steps, in pixels of the network's input
-MODE = "max"           # max: the strongest position of a kernel's map, as in the paper; all: the whole map
-WEIGHTS = "imagenet"   # imagenet, random, a weights file, or a folder that holds both published ones
-SEED = 0               # of random weights
-OUTPUT = "results"     # folder for the pictures
-ARRAYS = False         # True: also save the numbers behind each figure, as .npz
-COLORMAP = "jet"       # any of OpenCV's: jet, turbo, viridis, inferno …
-COMPARED = 4           # how many photographs `comparison` sets side by side at most
+FIGURES = ["projections", "blocks", "comparison", "top9"]  # of these and occlusion; or all
+LAYERS = ["all"]      # names, shell wildcards, or all: for blocks the last layer of each, for the others block3_conv3
+KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response; blocks has its own
+CLASSES = ["top1"]    # of occlusion: an index, WordNet id or name, or top1: the most probable
+MODE = "all"          # all: a kernel's whole map is brought back; max: its strongest position
+RULES = ["deconvnet"]  # what a ReLU lets down: deconvnet, guided, gradient, or several of them
+PATCH = 56            # of occlusion: width of the grey square, in pixels of the network's input
+STRIDE = 16           # of occlusion: its steps
+COMPARED = 4          # how many photographs comparison sets side by side at most
+WEIGHTS = "imagenet"  # imagenet, tiny, random, a weights file, a folder of published ones, a saved network
+LABELS = ""           # of a saved network: a file with a class name a line, or a folder with a sub-folder a class
+PREPROCESS = "caffe"  # caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
+SEED = 0              # of random weights
+OUTPUT = "results"    # folder of the results
+FORMAT = "jpg"        # jpg, png or pdf
+ARRAYS = False        # True: save the numbers behind each figure too, as .npz
+COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
 
-LABELS = {"vgg16": "VGG16", "vgg19": "VGG19"}
+TINY = utils.HERE / "Image" / "vgg16_tiny_imagenet.weights.h5"
 
+if __name__ == "__main__":
+    OPTIONS = utils.run(utils.read_options, globals())  # what is mistyped is told before TensorFlow is imported
+with utils.quiet():
+    import keras
+    import tensorflow as tf
 
-def networks():
-    """The layers that the command line knows; of them all, `all` are the last of every block."""
-    known = {name: utils.vgg_network(name, dense=True) for name in LABELS}
-    return {name: utils.Network(network.widths, [f"block{block}_conv{count}" for block, count in enumerate(
-        utils.VGG_BLOCKS[name], 1)]) for name, network in known.items()}
-
-
-def draw_kernels(look):
-    """Kernels of one layer: feature map, projection, and the receptive field of the strongest position."""
-    layer, options, rows = look.last, look.options, []
-    projections = look.seen.deconvnet(layer, look.kernels, options.mode)
-    for kernel, projection in zip(look.kernels, projections):
-        row = [look.response(layer, kernel), look.grey(projection, "projection")]
-        if options.mode == "max":
-            field = look.seen.receptive_field(layer, kernel)
-            row += [look.grey(projection, f"receptive field, {field.width} x {field.height}", field),
-                    utils.Tile(look.cut(field), "the same of the photograph")]
-        rows.append(row)
-    arrays = {f"{layer}/{kernel}": projection for kernel, projection in zip(look.kernels, projections)}
-    look.save("kernels", utils.beside(look.original, rows), f"{layer} · mode {options.mode} · zero is grey", arrays)
+RELU_RULES = {  # what a ReLU lets down of a signal R; active: where it let the forward pass up, f > 0
+    "gradient": lambda R, active: tf.where(active, R, 0.0),  # the derivative
+    "deconvnet": lambda R, active: tf.nn.relu(R),  # Zeiler and Fergus, section 2.1, «Rectification»: f has no say
+    "guided": lambda R, active: tf.where(active, tf.nn.relu(R), 0.0)}  # both: Springenberg et al. 2014, arXiv 1412.6806
 
 
-def draw_blocks(look):
-    """The nine strongest kernels of the last layer of every block: projections beside what they see."""
-    panels, arrays = [], {}
-    for layer in utils.progress(look.layers, len(look.layers)):
-        kernels = look.seen.strongest(layer, 9)
-        projections = look.seen.deconvnet(layer, kernels, look.options.mode)
-        panels += look.patches(layer, kernels, projections)
-        arrays |= {f"{layer}/{kernel}": projection for kernel, projection in zip(kernels, projections)}
-    look.save("blocks", utils.beside(look.original, utils.wrap(panels, 6)),
-              f"mode {look.options.mode} · kernels in row order, the strongest first · zero is grey", arrays, False)
+def deconvnet(model, x, layer, kernels, mode="max", rule="deconvnet"):
+    """Kernels of a layer projected back to pixels (Zeiler and Fergus, section 2.1), all from one forward pass.
+
+    model: flat functional Keras network (utils.open_network makes one of any other); it is left as it was. x: float32
+    (1, H, W, channels), as the network wants it. layer: a name. kernels: numbers. rule: of RELU_RULES.
+    mode: max keeps the strongest position of each kernel's map, the first in row order, all the whole map; the rest of
+    the layer is set to zero. What is kept are activations where rule is deconvnet, otherwise ones.
+    Returns float32 (len(kernels), H, W, channels). Raises ValueError for an unknown layer, kernel, mode or rule.
+    """
+    top, projections = utils.get_layer(model, layer).output, []
+    if mode not in ("max", "all") or rule not in RELU_RULES or not all(0 <= k < top.shape[-1] for k in kernels):
+        raise ValueError(f"unknown mode {mode!r}, rule {rule!r} or kernel: {list(kernels)} of {top.shape[-1]}")
+    operations = keras.Model(model.inputs[0], top).operations
+    tensors = keras.tree.flatten([operation.output for operation in operations])
+    values = keras.Model(model.inputs[0], tensors)(tf.constant(x, tf.float32), training=False)
+    values = dict(zip(map(id, tensors), values))  # of each symbolic tensor what the forward pass gave
+    maps = tf.reshape(values[id(top)], (-1, top.shape[-1]))  # (positions, K)
+    for start in range(0, len(kernels), 9):  # nine signals go down at a time
+        channels = tf.one_hot(kernels[start:start + 9], top.shape[-1])
+        ours = tf.matmul(channels, maps, transpose_b=True)  # (9, positions)
+        kept = tf.one_hot(tf.argmax(ours, axis=1), maps.shape[0]) if mode == "max" else tf.ones_like(ours)
+        seeds = (kept * ours if rule == "deconvnet" else kept)[..., None] * channels[:, None]
+        signals = {id(top): tf.reshape(seeds, (-1, *values[id(top)].shape[1:]))}
+        for operation in reversed(operations[1:]):
+            arriving = [signals.pop(id(tensor), 0.0) for tensor in keras.tree.flatten(operation.output)]
+            for tensor, part in zip(keras.tree.flatten(operation.input), down(operation, arriving, values, mode, rule)):
+                signals[id(tensor)] = signals[id(tensor)] + part if id(tensor) in signals else part
+        projections.append(signals[id(operations[0].output)].numpy())
+    return np.concatenate(projections)
 
 
-def main():
-    names = ("kernels", "blocks", "comparison", "top9", "occlusion")
-    options = utils.read_options(globals(), names, networks())
-    classifier = {name: bool({"occlusion", *utils.VGG_DENSE} & {*options.figures, *layers})
-                  for name, layers in options.layers.items()}  # the rest needs no dense layers: a smaller download
-    models = {name: utils.build_vgg(name, options.weights, options.seed, classifier[name]) for name in options.models}
-    preprocess = utils.import_keras().applications.vgg16.preprocess_input  # to BGR, less the ImageNet mean
-    single = {"kernels": draw_kernels, "blocks": draw_blocks, "occlusion": utils.draw_occlusion}
+def down(operation, signals, values, mode, rule):
+    """The signals at the inputs of an operation, from those at its outputs, (N, ...). Biases take no part."""
+    layers, inputs, signal = keras.layers, keras.tree.flatten(operation.input), signals[0]
+    linear = getattr(operation, "activation", None) is keras.activations.linear
+    if utils.relu_ceiling(operation):
+        forward, linear = values[id(operation.output)], True
+        signal = RELU_RULES[rule](signal, (forward > 0) & (forward < utils.relu_ceiling(operation)))
+        if not getattr(operation, "weights", ()):
+            return [signal]
+    if type(operation) is layers.Conv2D and linear and operation.groups == 1 and max(operation.dilation_rate) == 1:
+        return [filter_down(operation, signal, values[id(operation.input)].shape, mode)]
+    if type(operation) is layers.MaxPooling2D:
+        return [unpool(operation, signal, values)]
+    if type(operation) is layers.BatchNormalization and operation.axis in (-1, 3):
+        scale = tf.math.rsqrt(operation.moving_variance + operation.epsilon)
+        return [signal * (scale if operation.gamma is None else scale * operation.gamma)]
+    if type(operation) is layers.Concatenate and operation.axis in (-1, 3):
+        return tf.split(signal, [tensor.shape[-1] for tensor in inputs], axis=-1)
+    return derivative(operation, [signal, *signals[1:]], [values[id(tensor)] for tensor in inputs], linear)
 
-    def prepare(pixels):
-        return utils.network_input(pixels, 224, preprocess)
 
-    def see(photo, name):
-        return utils.Look(LABELS[name], models[name], photo, prepare(photo.pixels), options, "BGR")
+def filter_down(layer, signal, below, mode):
+    """«Filtering»: convolution with the transposed kernels; in mode max of the part of a signal that is not zero."""
+    if mode == "all" or layer.strides != (1, 1) or layer.padding != "same":
+        shape = (signal.shape[0], *below[1:])
+        return tf.nn.conv2d_transpose(signal, layer.kernel, shape, layer.strides, layer.padding.upper())
+    parts, reach = [], max(layer.kernel_size) // 2
+    for one in signal[:, None]:
+        lit = [np.flatnonzero(tf.reduce_any(one != 0, axis=axes)) for axes in ((0, 2, 3), (0, 1, 3))]
+        (top, bottom), (left, right) = (
+            (max(found[0] - reach, 0), min(found[-1] + reach + 1, side)) if found.size else (0, 1)
+            for found, side in zip(lit, below[1:3]))
+        cut = one[:, top:bottom, left:right]
+        part = tf.nn.conv2d_transpose(cut, layer.kernel, (*cut.shape[:3], below[3]), 1, "SAME")
+        parts.append(tf.pad(part, [(0, 0), (top, below[1] - bottom), (left, below[2] - right), (0, 0)]))
+    return tf.concat(parts, axis=0)
 
-    def see_path(name, path):
-        return see(utils.Photo(path, options.stems[path], utils.read_photo(path), {}), name)
 
-    wanted = [figure for figure in options.figures if figure in single]
-    compare = [name for name in models if "comparison" in options.figures
-               and not utils.is_done(options, options.group, name, "comparison")]
-    looks, interrupted = {name: [] for name in compare}, False
-    if wanted or compare:
-        for photo in utils.photographs(options, wanted, first=options.compared if compare else 0):
-            for name in models:
-                figures = [figure for figure, names in photo.left.items() if name in names]
-                kept = name in compare and len(looks[name]) < options.compared
-                if figures or kept:
-                    look = see(photo, name)
-                    if kept:
-                        looks[name].append(look)
-                    for figure in figures:
-                        single[figure](look)
-    for name in compare:
-        if len(looks[name]) > 1:
-            utils.compare_photos(looks[name], len(options.images))
-        elif looks[name]:
-            utils.compare_ways(looks[name][0])
-    for name, model in models.items():
-        if "top9" in options.figures and not utils.is_done(options, options.group, name, "top9"):
-            paths = [path for path in options.images if path not in options.skipped]
-            found = utils.strongest_photos(model, options.layers[name][-1], paths, prepare)
-            utils.draw_top9(found, paths, functools.partial(see_path, name), options)
-            options.skipped += found.unreadable
-            interrupted |= found.interrupted
-    return 130 if interrupted else 1 if options.skipped else 0
+def unpool(layer, signal, values):
+    """«Unpooling»: each value goes back to where its maximum was found, its switch; of equals to the first."""
+    below, count, padding = values[id(layer.input)], signal.shape[0], layer.padding.upper()
+    if ("switches", id(layer)) not in values:
+        values["switches", id(layer)] = tf.nn.max_pool_with_argmax(below, layer.pool_size, layer.strides, padding)[1]
+    return tf.raw_ops.MaxPoolGradWithArgmax(
+        input=tf.zeros((count, *below.shape[1:])), grad=signal, padding=padding, ksize=(1, *layer.pool_size, 1),
+        argmax=tf.repeat(values["switches", id(layer)], count, axis=0), strides=(1, *layer.strides, 1))
+
+
+def derivative(operation, signals, inputs, linear):
+    """What goes down through any other operation: its derivative, its ReLU, if it ends in one, having had its turn."""
+    inputs = [tf.repeat(value, signals[0].shape[0], axis=0) for value in inputs]
+    part = keras.Model(operation.input, operation.output)
+    if linear and hasattr(operation, "activation"):
+        part = type(operation).from_config(operation.get_config() | {"activation": "linear"})
+        part.build(operation.input.shape)
+        part.set_weights(operation.get_weights())
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(inputs)
+        outputs = keras.tree.flatten(part(inputs if len(inputs) > 1 else inputs[0]))
+    signals = [tf.zeros_like(output) + signal for output, signal in zip(outputs, signals)]
+    return tape.gradient(outputs, inputs, signals, unconnected_gradients="zero")
+
+
+class View(utils.View):
+    """One photograph before one network, and how its maps and projections are drawn."""
+
+    def maps(self, layer):
+        """What a layer gives: float32 (h, w, K), or (1, 1, K) of a dense layer."""
+        model = keras.Model(self.network.model.inputs[0], utils.get_layer(self.network.model, layer).output)
+        maps = model(self.x, training=False)[0].numpy()
+        return maps.reshape((1, 1, -1)) if maps.ndim == 1 else maps
+
+    def back(self, layer, kernels, mode, rule):
+        return deconvnet(self.network.model, self.x, layer, kernels, mode, rule)
+
+    def feature(self, photo, map_, title="", scale=None):
+        """A kernel's map over the photograph, its maximum in the title."""
+        if not map_.max() > 0:
+            return photo, f"{title} · silent"
+        return utils.overlay(photo, map_, self.options.colormap, scale=scale), f"{title} · max {map_.max():.3g}"
+
+    def grey(self, values, like, scale=None):
+        return utils.signed_grey(values, like, self.options.preprocess, scale)
+
+    def key(self, layer, kernel, mode, rule):
+        """LAYER/KERNEL of the mode and first rule of the options; another mode or rule stands behind it."""
+        asked = {mode: self.options.mode, rule: self.options.rules[0]}
+        return "/".join([layer, str(kernel), *(got for got, wanted in asked.items() if got != wanted)])
+
+
+def strongest(maps, chosen):
+    """The kernels asked for, or the N with the strongest response anywhere in their maps, (h, w, K)."""
+    return np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:chosen].tolist() if isinstance(chosen, int) else chosen
+
+
+def different(maps, count=9, limit=0.8):
+    """The strongest kernel, then the strongest of those whose maps correlate less than limit with all chosen ones."""
+    flat, chosen = maps.reshape(-1, maps.shape[-1]).T, []
+    ranked = [kernel for kernel in strongest(maps, maps.shape[-1]) if np.ptp(flat[kernel])]
+    for kernel in ranked:
+        if len(chosen) < count and all(np.corrcoef(flat[kernel], flat[other])[0, 1] < limit for other in chosen):
+            chosen.append(kernel)
+    return (chosen + [kernel for kernel in ranked if kernel not in chosen])[:count]
+
+
+def patches(projections):
+    """Where projections of strongest positions, (N, H, W, channels), are not zero, as slices, all of the size of the
+    largest, moved inside at the borders; None where that is most of the photograph."""
+    sides = np.array(projections.shape[1:3])
+    lit = [np.nonzero(one.any(axis=-1)) for one in projections]
+    boxes = np.array([[(at.min(), at.max() + 1) if at.size else (0, 1) for at in places] for places in lit])
+    size = (boxes[..., 1] - boxes[..., 0]).max(axis=0)
+    if size.prod() > sides.prod() / 2:
+        return None
+    corners = np.clip((boxes.sum(axis=-1) - size) // 2, 0, sides - size)
+    return [tuple(slice(start, start + length) for start, length in zip(corner, size)) for corner in corners]
+
+
+def mosaic(pictures, columns=3):
+    """Pictures of one size side by side, with white lines in between."""
+    framed = [np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=255) for picture in pictures]
+    framed += [np.full_like(framed[0], 255)] * (-len(framed) % columns)
+    return np.vstack([np.hstack(framed[start:start + columns]) for start in range(0, len(framed), columns)])
+
+
+def draw_projections(seen):
+    """Kernels of one layer: map, whole map brought back, strongest position, its patch, that of the photograph."""
+    layer, rules, maps, rows, arrays = seen.layer, seen.options.rules, seen.maps(seen.layer), [], {}
+    kernels = strongest(maps, seen.options.kernels)
+    back = {(mode, rule): seen.back(layer, kernels, mode, rule) for rule in rules for mode in ("all", "max")}
+    cuts = patches(back["max", rules[0]])
+    photo = utils.fit(seen.pixels, 1 + (3 if cuts else 2) * len(rules) + bool(cuts))
+    fed, square = utils.resize(seen.pixels, *seen.x.shape[2:0:-1]), photo[:min(photo.shape[:2]), :min(photo.shape[:2])]
+    for place, kernel in enumerate(kernels):
+        row = [seen.feature(photo, maps[..., kernel], f"kernel {kernel}")]
+        for rule in rules:
+            whole, strong = back["all", rule][place], back["max", rule][place]
+            row += [(seen.grey(whole, photo), f"{rule}: whole map"), (seen.grey(strong, photo), "strongest position")]
+            row += [(seen.grey(strong[cuts[place]], square), "its patch")] if cuts else []
+        row += [(utils.resize(fed[cuts[place]], *square.shape[:2]), "of the photograph")] if cuts else []
+        rows.append([row[0], *((picture, "" if place else title) for picture, title in row[1:])])
+        arrays |= {seen.key(layer, kernel, *way): values[place] for way, values in back.items()}
+    seen.save("projections", rows, f"{layer} · in grey pictures zero is grey", arrays)
+
+
+def draw_blocks(seen):
+    """Nine kernels that differ of the last layer of every block: their maps over the photograph, and brought back."""
+    rows, arrays, photo = [], {}, utils.fit(seen.pixels, 3 * (1 + len(seen.options.rules)))
+    for layer in seen.network.layers:
+        maps = seen.maps(layer)
+        kernels = different(maps)
+        shown = mosaic([seen.feature(photo, maps[..., kernel])[0] for kernel in kernels])
+        rows.append([(shown, f"{layer}: kernels {' '.join(map(str, kernels))}")])
+        for rule in seen.options.rules:
+            back = seen.back(layer, kernels, "all", rule)
+            rows[-1].append((mosaic([seen.grey(values, photo) for values in back]), rule))
+            arrays |= {seen.key(layer, kernel, "all", rule): values for kernel, values in zip(kernels, back)}
+    seen.save("blocks", rows, "whole maps, the strongest kernel first · zero is grey", arrays)
+
+
+def draw_comparison(options, network, _):
+    """The same kernels, a row each: of several photographs side by side, on one scale; of one, four ways back."""
+    layer, rows, arrays, readable = network.layer, [], {}, [p for p in options.images if p not in options.skipped]
+    views = [View(options, network, path, utils.read_photo(path)) for path in readable[:max(options.compared, 1)]]
+    several = len(views) > 1
+    ways = [(options.mode, rule) for rule in options.rules] if several else [
+        ("max", "deconvnet"), ("all", "deconvnet"), ("all", "guided"), ("all", "gradient")]
+    maps = np.stack([view.maps(layer) for view in views])
+    kernels = strongest(maps[0], options.kernels)
+    back = {way: np.stack([view.back(layer, kernels, *way) for view in views]) for way in ways}  # (views, kernels, …)
+    cuts = {way: patches(values.reshape(-1, *values.shape[2:])) for way, values in back.items() if way[0] == "max"}
+    shapes = [view.pixels.shape[1] / view.pixels.shape[0] for view in views]
+    height = min(utils.fit(view.pixels, len(views) * (1 + len(ways))).shape[0] for view in views)
+    for place, kernel in enumerate(kernels):
+        rows.append([])
+        for number, view in enumerate(views):
+            photo = utils.resize(view.pixels, round(height * shapes[number]), height)
+            title, behind = f"kernel {kernel}", f"/{options.stems[view.path]}" * several
+            title = title if place else f"{view.path.name}\n{title}"
+            rows[-1].append(view.feature(photo, maps[number, ..., kernel], title, maps[..., kernel].max()))
+            for way, values in back.items():
+                cut = cuts[way][number * len(kernels) + place] if cuts.get(way) else ...
+                picture = view.grey(values[number, place][cut], photo if cut is ... else np.empty((height, height)),
+                                    np.abs(values[:, place]).max() / 2 if several else None)
+                rows[-1].append((picture, "" if place else ": ".join(way[::-1])))
+                arrays[view.key(layer, kernel, *way) + behind] = values[number, place]
+            arrays["input" + behind] = view.x
+    views[0].save("comparison", rows, f"{layer} · {len(views)} of {len(readable)} photographs · zero is grey", arrays,
+                  photos=options.images)
+
+
+def read_ahead(paths, numbers, network, skipped, size=8):
+    """Lists of (number, input) of the photographs that can be read, one list ahead of its use."""
+    def read(number):
+        try:
+            return number, network.prepare(utils.read_photo(paths[number]))[0]
+        except utils.UserError as error:
+            utils.tell(f"skipped: {error}")
+            skipped.append(paths[number])
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ahead = []
+        for start in range(0, len(numbers) + size, size):
+            ready, ahead = ahead, [pool.submit(read, number) for number in numbers[start:start + size]]
+            yield [done.result() for done in ready if done.result()]
+
+
+def scan(options, network, cluster):
+    """Which photographs excite each kernel of a layer most, by the maximum of its map: (activations, numbers), (9, K).
+    All GPUs of a machine take part; of a cluster each worker scans its share, and all know what all have found."""
+    top = keras.Model(network.model.inputs[0], utils.get_layer(network.model, network.layer).output)
+    best = np.full((9, top.output.shape[-1]), -np.inf, np.float32), np.full((9, top.output.shape[-1]), -1)
+    worker = cluster.cluster_resolver.task_id if cluster else 0
+    workers = len(cluster.cluster_resolver.cluster_spec().as_dict()["worker"]) if cluster else 1
+    ours = [device.name for device in tf.config.list_logical_devices() if not cluster or f"task:{worker}/" in device.name]
+    devices = [name for name in ours if "GPU" in name] or ours
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *network.model.inputs[0].shape[1:]), tf.float32)])
+    def respond(x):
+        parts = []
+        for number, device in enumerate(devices):
+            with tf.device(device):
+                maps = top(x[number::len(devices)], training=False)
+                parts.append(tf.reduce_max(maps, axis=tuple(range(1, len(maps.shape) - 1))))
+        return tf.concat(parts, axis=0)
+
+    def nine(activations, numbers):  # the strongest of each kernel, of equals the first
+        order = np.lexsort((numbers, -activations), axis=0)[:9]
+        return np.take_along_axis(activations, order, axis=0), np.take_along_axis(numbers, order, axis=0)
+
+    for batch in read_ahead(options.images, range(worker, len(options.images), workers), network, options.skipped):
+        batch = [pair for number in range(len(devices)) for pair in batch[number::len(devices)]]
+        if batch:
+            numbers = np.repeat([[number] for number, _ in batch], top.output.shape[-1], axis=1)
+            found = respond(np.stack([x for _, x in batch])).numpy(), numbers
+            best = nine(*(np.concatenate(pair) for pair in zip(best, found)))
+    if cluster:  # where a worker has several GPUs, one of them speaks
+        said = [cluster.experimental_distribute_values_from_function(lambda context, part=part: tf.constant(
+            part[:0 if context.replica_id_in_sync_group * workers % cluster.num_replicas_in_sync else 9]))
+            for part in best]
+        best = nine(*(cluster.gather(part, axis=0).numpy() for part in said))
+    return best
+
+
+def draw_top9(options, network, cluster):
+    """For each kernel the nine patches that excite it most, beside their projections (the paper's figure 2)."""
+    activations, numbers = scan(options, network, cluster)
+    layer, rules, back, fed, arrays = network.layer, options.rules, {}, {}, {}
+    kernels = strongest(activations[:1, None], options.kernels)
+    pairs = [(kernel, number) for kernel in kernels for number in numbers[:, kernel] if number >= 0]
+    if cluster and cluster.cluster_resolver.task_id or not pairs:
+        return
+    for number in dict.fromkeys(number for _, number in pairs):  # a photograph serves all its kernels at once
+        view = View(options, network, options.images[number], utils.read_photo(options.images[number]))
+        mine = [kernel for kernel, other in pairs if other == number]
+        back |= {(kernel, number, rule): values for rule in rules
+                 for kernel, values in zip(mine, view.back(layer, mine, "max", rule))}
+        fed[number] = utils.resize(view.pixels, *view.x.shape[2:0:-1])
+        arrays[f"input/{options.stems[view.path]}"] = view.x
+    cuts = patches(np.stack([back[kernel, number, rules[0]] for kernel, number in pairs])) or [...] * len(pairs)
+    many, tiles = min(9, len(fed)), collections.defaultdict(list)
+    across, side = (3, 60) if many == 9 else (many, 540 // max(many, 4))
+    for (kernel, number), cut in zip(pairs, cuts):
+        span = f"{activations[0, kernel]:.3g} to {activations[many - 1, kernel]:.3g}"
+        arrays[f"{layer}/{kernel}/activations"] = activations[:many, kernel]
+        tiles[kernel, span].append(utils.resize(fed[number][cut], side, side))
+        for rule in rules:
+            values = back[kernel, number, rule]
+            tiles[kernel, rule].append(view.grey(values[cut], np.empty((side, side))))
+            arrays[f"{view.key(layer, kernel, 'max', rule)}/{options.stems[options.images[number]]}"] = values
+    tiles = [(mosaic(pictures, across), f"kernel {kernel}: {what}") for (kernel, what), pictures in tiles.items()]
+    wide = (6 if many == 9 else 1) // (1 + len(rules)) * (1 + len(rules)) or 1 + len(rules)
+    view.save("top9", [tiles[start:start + wide] for start in range(0, len(tiles), wide)],
+              f"{layer} · of {len(options.images)} photographs · zero is grey", arrays, [], options.images)
+
+
+COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "yellow": (240, 220, 60), "blue": (31, 119, 180),
+           "violet": (148, 103, 189), "grey": (128, 128, 128)}  # of the most frequent classes; grey of all the rest
+
+
+def draw_occlusion(seen):
+    """What a grey square hides (the paper's figure 7): how much the probability of a class and the response of a
+    kernel, summed over its map, fall where it is, and which class is the most probable one then."""
+    options, network, layer = seen.options, seen.network, seen.network.layers[-1]
+    seen.know(network.predict(seen.x)[0].numpy())
+    before, photo, patch, step = seen.maps(layer), utils.fit(seen.pixels, 5), options.patch, max(options.stride, 1)
+    kernel, grey = strongest(before, options.kernels)[0], network.prepare(np.full((9, 9, 3), 128, np.uint8))[0, 0, 0]
+    top = utils.get_layer(network.model, layer).output
+    model = keras.Model(network.model.inputs[0], [network.model.outputs[0], top])
+    ys, xs = (np.arange(step // 2, side, step) - patch // 2 for side in seen.x.shape[1:3])
+    logits, responses = [], []
+    for y in ys:
+        batch = np.repeat(seen.x, len(xs), axis=0)
+        for picture, x in zip(batch, xs):
+            picture[max(y, 0):y + patch, max(x, 0):x + patch] = grey
+        scores, maps = model(batch, training=False)
+        logits.append(scores)
+        responses.append(maps.numpy()[..., kernel].reshape(len(xs), -1).sum(axis=1))
+    index, response = seen.classes[0], before[..., kernel].sum()
+    p = network.probabilities(seen.logits)[index].numpy()
+    likely, responses = network.probabilities(np.stack(logits)).numpy(), np.stack(responses)
+    ours, winners = likely[..., index], likely.argmax(axis=-1)
+    frequent = sorted(set(winners.flat), key=lambda each: -(winners == each).sum())
+    colours = dict(zip(frequent, [*COLOURS.values()][:5]))
+    painted = np.uint8([[colours.get(each, COLOURS["grey"]) for each in row] for row in winners])
+    painted = cv2.resize(painted, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    named = "; ".join(f"{colour}: {network.titles[each]}" for colour, each in zip([*COLOURS][:5], frequent))
+    back = seen.back(layer, [kernel], "all", options.rules[0])[0]
+    row = [(photo, "photograph"),
+           seen.feature(photo, p - ours, f"p {p:.3g}, hidden {ours.min():.3g} to {ours.max():.3g}"),
+           (cv2.addWeighted(painted, 0.5, photo, 0.5, 0), f"most probable: {named}"),
+           seen.feature(photo, response - responses, f"kernel {kernel}: sum of its map {response:.3g}, hidden "
+                                                     f"{responses.min():.3g} to {responses.max():.3g}"),
+           (seen.grey(back, photo), f"kernel {kernel}, projected")]
+    note = f"{network.titles[index]} · {layer} · a grey square of {patch} pixels on each point; hot is what is needed"
+    seen.save("occlusion", [row], note, {f"{layer}/{index}/probability": ours, "most_probable": winners,
+                                         f"{layer}/{kernel}/response": responses})
+
+
+def build(name, top, weights=None):
+    """VGG16 or VGG19, with or without its classifier. weights: None, imagenet, or a file's path."""
+    return getattr(keras.applications, name.upper())(
+        weights=weights, include_top=top, input_shape=(224, 224, 3), classifier_activation=None)
+
+
+def open_networks(options):
+    """The networks, without their classifiers, a smaller download, where figures, layers and weights do without."""
+    models = options.models[:1] if options.saved else options.models
+    if options.weights == "tiny":
+        if "vgg16" not in models or "occlusion" in options.figures:
+            raise utils.UserError("the weights tiny are VGG16's alone, and hold no classifier, which occlusion needs")
+        models = ["vgg16"]
+    return [open_vgg(options, name, "occlusion" in options.figures or options.list_layers) for name in models]
+
+
+def open_vgg(options, name, top):
+    files = [f"{name}_weights_tf_dim_ordering_tf_kernels{end}.h5" for end in ("_notop", "")[top:]]
+    try:
+        return utils.open_weights(options, name.upper(), functools.partial(build, name, top), files,
+                                  ["block[12]_conv2", f"block[345]_conv{3 if name == 'vgg16' else 4}"], "block3_conv3")
+    except utils.UserError:
+        if top or options.weights in ("tiny", "imagenet") and options.layers == ["all"]:
+            raise
+    return open_vgg(options, name, True)  # a layer of the classifier, or a file that holds one
+
+
+def main(options):
+    with utils.quiet():  # before any other operation
+        cluster = tf.distribute.MultiWorkerMirroredStrategy() if "TF_CONFIG" in os.environ else None
+    drawing, over_all = not cluster or cluster.cluster_resolver.task_id == 0, ("comparison", "top9")
+    for network in open_networks(options):
+        single = [(figure, network.name) for figure in options.figures if drawing and figure not in over_all]
+        for path, pixels, left in utils.photographs(options, single):
+            seen = View(options, network, path, pixels)
+            for figure, _ in left:
+                globals()[f"draw_{figure}"](seen)
+        for figure in options.figures:
+            if figure in over_all and (drawing or figure == "top9") and not utils.is_drawn(
+                    options, figure, network.name, options.group, options.images):
+                globals()[f"draw_{figure}"](options, network, cluster)
+    return 1 if options.skipped else 0
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    sys.exit(utils.run(main, OPTIONS))

@@ -2,51 +2,308 @@
 
     python gradcam_googlenet.py Image/hopper_coffee.jpg --weights tiny
     python gradcam_googlenet.py photo.jpg --classes "Egyptian cat,n02124075,top3" --figures classes,guided --arrays
+    python gradcam_googlenet.py photos/ --weights mine.keras --labels names.txt
 
-Grad-CAM: Selvaraju et al. 2016, arXiv 1610.02391. GoogLeNet: Szegedy et al. 2014, arXiv 1409.4842, as the authors of
-TF-Slim trained it: batch normalisation in place of local response normalisation, 3x3 in place of 5x5 convolutions, no
-auxiliary classifiers; ImageNet top-1 69.8 %. `--weights` also takes their inception_v1.ckpt (or the prefix of a newer
-checkpoint), the archive that it comes in, an .npz with the same variable names, or `tiny`: the weights bundled in
-Image/, which know 81 of the 1000 classes and need no download.
+Selvaraju et al. 2016, arXiv 1610.02391. GoogLeNet: Szegedy et al. 2014, arXiv 1409.4842, as the authors of TF-Slim
+trained it: batch normalisation in place of local response normalisation, 3x3 in place of 5x5 convolutions, no
+auxiliary classifiers. Weights: their archive, fetched once, its inception_v1.ckpt, an .npz with the same variable
+names, or `tiny`: those bundled in Image/, which know the 81 classes that Image/tiny_classes.txt lists.
 """
 import functools
-import gzip
-import io
-import shutil
+import itertools
+import re
+import sys
 import tarfile
 import tempfile
-import warnings
-import zipfile
 from pathlib import Path
 
-import utils  # first, since it answers to Ctrl-C while the rest is imported
-
+import cv2
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
-FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these and trust; all for all
-LAYERS = ["all"]       # all: the 3 stem convolutions and the 9 modules; see --list-layers. One-layer figures: the last
-CLASSES = ["top4"]     # indices, WordNet ids, names; top4: the four most probable. Figures of one class draw the first
-KERNELS = ["top9"]     # kernel numbers for the figure `kernels`, or top9 for the nine with the strongest response
-WEIGHTS = "imagenet"   # imagenet, tiny, random, a weights file, or a folder that holds the published one
-SEED = 0               # of random weights
-OUTPUT = "results"     # folder for the pictures
-ARRAYS = False         # True: also save the numbers behind each figure, as .npz
-COLORMAP = "jet"       # any of OpenCV's: jet, turbo, viridis, inferno …
+import utils
 
-PUBLISHED = utils.Published(
-    "https://storage.googleapis.com/download.tensorflow.org/models/inception_v1_2016_08_28.tar.gz",
-    "7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6")
+IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; those named here are relative to this script
+FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these, overlay and trust; or all
+LAYERS = ["all"]      # names, shell wildcards, or all: stem and modules; figures of one layer draw the last
+CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable; some figures draw the first
+KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response
+METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: how gradients weigh the feature maps
+WEIGHTS = "imagenet"  # imagenet, tiny, random, a weights file or folder, a saved network (.keras, .h5)
+LABELS = ""           # of a saved network: a file with a class name a line, or a folder with a sub-folder a class
+PREPROCESS = "tf"     # caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
+SEED = 0              # of random weights
+OUTPUT = "results"    # folder of the results
+FORMAT = "jpg"        # jpg, png or pdf
+ARRAYS = False        # True: save the numbers behind each figure too, as .npz
+COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
+
+ARCHIVE = "https://storage.googleapis.com/download.tensorflow.org/models/inception_v1_2016_08_28.tar.gz"
+SHA256 = "7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6"
 CHECKPOINT = "inception_v1.ckpt"  # what the archive holds
-LIMIT = 2**27  # bytes that an archive of these weights, 27 MB, may unpack to
 TINY = utils.HERE / "Image" / "googlenet_tiny_imagenet.npz"
-STEM = {"Conv2d_1a_7x7": 64, "Conv2d_2b_1x1": 64, "Conv2d_2c_3x3": 192}
-MODULES = {  # 1x1 | 1x1 then 3x3 | 1x1 then 3x3 | pool then 1x1
+MODULES = {  # widths: 1x1 | 1x1 then 3x3 | 1x1 then 3x3 | pool then 1x1
     "Mixed_3b": (64, 96, 128, 16, 32, 32), "Mixed_3c": (128, 128, 192, 32, 96, 64),
     "Mixed_4b": (192, 96, 208, 16, 48, 64), "Mixed_4c": (160, 112, 224, 24, 64, 64),
     "Mixed_4d": (128, 128, 256, 24, 64, 64), "Mixed_4e": (112, 144, 288, 32, 64, 64),
     "Mixed_4f": (256, 160, 320, 32, 128, 128),
     "Mixed_5b": (256, 160, 320, 32, 128, 128), "Mixed_5c": (384, 192, 384, 48, 128, 128)}
+
+if __name__ == "__main__":
+    OPTIONS = utils.run(utils.read_options, globals())  # what is mistyped is told before TensorFlow is imported
+with utils.quiet():
+    import keras
+    import tensorflow as tf
+
+CAM_WEIGHTS = {  # of feature maps A, (1, h, w, K), from the gradients g = dy/dA of class scores y, (classes, h, w, K)
+    "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),  # equation 1: alpha = 1/Z sum of dy/dA
+    # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19: sum of g^2 / (2 g^2 + g^3 sum A) ReLU(g)
+    "gradcam++": lambda g, A: tf.reduce_sum(tf.math.divide_no_nan(
+        tf.nn.relu(g), 2 + g * tf.reduce_sum(A, axis=(1, 2), keepdims=True)), axis=(1, 2), keepdims=True),
+    "hirescam": lambda g, A: g,  # Draelos and Carin 2020, arXiv 2011.08891: nothing is averaged
+    "layercam": lambda g, A: tf.nn.relu(g)}  # Jiang et al. 2021, LayerCAM: a weight for every position
+
+
+@functools.lru_cache(maxsize=4)
+def class_gradients(model, layers, guided=False):
+    """A function (x, classes, top) -> (maps, logits, gradients of class scores at the maps or, guided, at x). Its first
+    call runs eagerly, since tracing costs more than one photograph, the later ones by a trace made once."""
+    if utils.last_name(model) or any(isinstance(layer, keras.Model) for layer in model.layers):
+        raise ValueError("the network ends in a softmax or sigmoid, or holds another: utils.open_network mends that")
+    maps = [utils.get_layer(model, name).output for name in layers]
+    network = keras.Model(model.inputs[0], [*maps, model.outputs[0]])
+    if guided:
+        @tf.custom_gradient
+        def gate(f):  # behind each ReLU, which itself lets a signal R down only where f > 0 …
+            return tf.identity(f), tf.nn.relu  # … and this one only where R > 0
+
+        def gated(layer, *args, **kwargs):
+            output = layer(*args, **kwargs)
+            return keras.layers.Activation(gate)(output) if utils.relu_ceiling(layer) else output
+
+        network = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=gated)
+
+    def compute(x, classes, top):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            *maps, logits = keras.tree.flatten(network(x, training=False))
+        classes = tf.concat([tf.math.top_k(logits[0], top).indices, classes], axis=0)
+        seeds = tf.one_hot(classes, logits.shape[-1])  # of the scores before softmax, all classes at once
+        gradients = tf.vectorized_map(lambda seed: tape.gradient(logits, x if guided else maps, seed[None]), seeds)
+        return maps, logits[0], gradients
+
+    def call(x, classes, top=0):
+        if not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
+            raise ValueError(f"unknown class in {list(classes)}: from 0 to {model.outputs[0].shape[-1] - 1}")
+        return next(calls)(tf.constant(x, tf.float32), tf.constant(classes, tf.int32), top)
+
+    calls = itertools.chain([compute], itertools.repeat(tf.function(compute)))
+    return call
+
+
+def grad_cam(model, x, layers, classes, method="gradcam", top=0):
+    """Grad-CAM of several classes at several layers (section 3 of the paper), all from one forward pass.
+
+    model: flat functional Keras network with logits for output; utils.open_network makes one of any other. x: float32
+    (1, H, W, channels), as the network wants it. layers: names. classes: indices; top: so many of the most probable
+    ones come before them. method: of CAM_WEIGHTS. The model is left as it was.
+    Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive
+    values speak for the class, negative ones against it; logits float32 (n_classes,).
+    Raises ValueError for an unknown layer or class.
+    """
+    maps, logits, gradients = class_gradients(model, tuple(layers))(x, classes, top)
+    cams = {}
+    for layer, A, g in zip(layers, maps, gradients):
+        alpha = CAM_WEIGHTS[method](g[:, 0], A)  # equation 1
+        cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; its ReLU is applied where it is drawn
+    return cams, logits.numpy()
+
+
+def guided_backprop(model, x, classes):
+    """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, section 3.4).
+
+    Arguments and errors as of `grad_cam`. Returns float32 (len(classes), H, W, channels).
+    """
+    return class_gradients(model, (), guided=True)(x, classes)[2][:, 0].numpy()
+
+
+class Evidence(utils.View):
+    """What a network says of one photograph: the maps that several figures draw, and how they are drawn."""
+
+    def maps(self, layers, words):
+        """{layer: {class: map}} of the classes that words ask for, indices or topN."""
+        fixed = [word for word in words if isinstance(word, int)]
+        top = min(len(self.network.titles), max([int(word[3:]) for word in words if isinstance(word, str)] or [0]))
+        maps, logits = grad_cam(self.network.model, self.x, layers, fixed, self.options.method, top)
+        self.know(logits)
+        indices = [*np.argsort(-logits, kind="stable")[:top].tolist(), *fixed]
+        return {layer: dict(zip(indices, cams)) for layer, cams in maps.items()}
+
+    @functools.cached_property
+    def cams(self):
+        """{class: map} of the layer that figures of one layer draw."""
+        cams = self.maps([self.layer], self.options.classes)[self.layer]
+        return {index: cams[index] for index in self.classes}
+
+    def title(self, index):
+        return f"{self.network.titles[index]}\np {self.network.probabilities(self.logits)[index]:.3f}"
+
+    def heat(self, photo, cam, title, word="max", colormap=None, lack="no positive evidence"):
+        """A map over the photograph, its maximum in the title; where nothing is positive, the photograph in grey."""
+        if cam.max() > 0:
+            return utils.overlay(photo, cam, colormap or self.options.colormap), f"{title}\n{word} {cam.max():.3g}"
+        return np.repeat(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None] // 2 + 64, 3, axis=2), f"{title}\n{lack}"
+
+    def grid(self, cams, lack="no positive evidence"):
+        """The photograph and maps over it, [(map, title)], in rows of four to seven with the fewest gaps."""
+        count = len(cams) + 1
+        columns = min(range(min(4, count), 8), key=lambda columns: (-count % columns, columns))
+        photo = utils.fit(self.pixels, columns)
+        tiles = [(photo, "photograph"), *(self.heat(photo, cam, title, lack=lack) for cam, title in cams)]
+        return [tiles[start:start + columns] for start in range(0, count, columns)]
+
+
+def draw_layers(seen):
+    """One class, every layer."""
+    word = seen.options.classes[0]
+    maps = seen.maps(seen.network.layers, [word if isinstance(word, int) else "top1"])
+    cams = {layer: found[seen.classes[0]] for layer, found in maps.items()}
+    seen.save("layers", seen.grid([(cam, layer) for layer, cam in cams.items()]),
+              seen.title(seen.classes[0]).replace("\n", " · "),
+              {f"{layer}/{seen.classes[0]}": cam for layer, cam in cams.items()})
+
+
+def draw_classes(seen):
+    """One layer, a tile a class."""
+    layer, rows = seen.layer, seen.grid([(cam, seen.title(index)) for index, cam in seen.cams.items()])
+    seen.save("classes", rows, layer, {f"{layer}/{index}": cam for index, cam in seen.cams.items()})
+
+
+def draw_negative(seen):
+    """What speaks for a class and, below, what speaks against it: the last ReLU keeps the negative pixels instead."""
+    photo, cold, cams, rows = utils.fit(seen.pixels, 5), "viridis", [*seen.cams.items()], []
+    for some in (cams[start:start + 4] for start in range(0, len(cams), 4)):
+        rows.append([(photo, "for"), *(seen.heat(photo, cam, seen.title(index), "for: max") for index, cam in some)])
+        rows.append([(photo, "against"), *(seen.heat(photo, -cam, "", "against: max", cold, "no negative evidence")
+                                           for _, cam in some)])
+    seen.save("negative", rows, seen.layer, {f"{seen.layer}/{index}": cam for index, cam in cams},
+              [(cold, "most against"), (seen.options.colormap, "most for")])
+
+
+def draw_one_class(seen):
+    """One class, large: photograph, heat map, overlay."""
+    (index, _), photo, layer = [*seen.cams.items()][0], utils.fit(seen.pixels, 3), seen.layer
+    heat = utils.colorize(utils.heat_map(seen.cams[index], *photo.shape[:2]), seen.options.colormap)
+    row = [(photo, "photograph"), (heat, "heat map"), seen.heat(photo, seen.cams[index], seen.title(index))]
+    seen.save("one_class", [row], layer, {f"{layer}/{index}": seen.cams[index]})
+
+
+def draw_kernels(seen):
+    """Feature maps of one layer, over the photograph."""
+    model, layer, kernels = seen.network.model, seen.layer, seen.options.kernels
+    maps = keras.Model(model.inputs[0], utils.get_layer(model, layer).output)(seen.x, training=False)[0].numpy()
+    if isinstance(kernels, int):
+        kernels = np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:kernels]
+    rows = seen.grid([(maps[..., kernel], f"kernel {kernel}") for kernel in kernels], lack="silent")
+    seen.save("kernels", rows, f"{layer} · feature maps",
+              {f"{layer}/kernels": maps[..., kernels], f"{layer}/kernel_numbers": kernels})
+
+
+def draw_guided(seen):
+    """Guided backpropagation, and its product with the heat map (Guided Grad-CAM), a row a class."""
+    photo, layer, rows = utils.fit(seen.pixels, 3), seen.layer, []
+    guided = dict(zip(seen.cams, guided_backprop(seen.network.model, seen.x, [*seen.cams])))
+    for index, saliency in guided.items():
+        titles = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
+        product = saliency * utils.heat_map(seen.cams[index], *saliency.shape[:2])[..., None]
+        greys = [utils.signed_grey(values, photo, seen.options.preprocess) for values in (saliency, product)]
+        rows.append([seen.heat(photo, seen.cams[index], seen.title(index)), *zip(greys, titles)])
+    seen.save("guided", rows, f"{layer} · in grey pictures zero is grey", {
+        **{f"{layer}/{index}": cam for index, cam in seen.cams.items()},
+        **{f"guided/{index}": saliency for index, saliency in guided.items()}})
+
+
+def draw_overlay(seen):
+    """A file a class: the overlay at the photograph's own size, without a word on it."""
+    for index, cam in seen.cams.items():
+        if not cam.max() > 0:
+            utils.tell(f"{seen.path}: nothing speaks for {seen.network.titles[index]}: its overlay is cold")
+        page = Figure(figsize=np.array(seen.pixels.shape[1::-1]) / 100, dpi=100)
+        page.figimage(utils.overlay(seen.pixels, cam, seen.options.colormap))
+        stem = f"{seen.options.stems[seen.path]}_{seen.network.name}_overlay_{index}"
+        seen.write("overlay", stem, page, [seen.path], seen.network.name)
+
+
+def deletion_and_insertion(seen, maps, orders=10):
+    """Do maps find the evidence? (Petsiuk et al. 2018, arXiv 1806.07421, section 4)
+
+    In steps of 10 % pixels leave for grey, or enter a blurred photograph, the warmest of a map first; for comparison
+    in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + orders, 11, n_classes)}.
+    """
+    x, (height, width), generator, curves = seen.x[0], seen.x.shape[1:3], np.random.default_rng(0), {}
+    tie, *chance = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
+                    for _ in range(orders + 1)]
+    heats = [cv2.resize(cam, (width, height), interpolation=cv2.INTER_CUBIC) for cam in maps] + chance
+    orders = [np.lexsort((tie.ravel(), -heat.ravel())) for heat in heats]  # equally warm pixels leave in patches, too
+    grey = seen.network.prepare(np.full((8, 8, 3), 128, np.uint8))[0]
+    blurred = cv2.GaussianBlur(x, (11, 11), 5).reshape(x.shape)
+    for name, start, end in (("deletion", x, grey), ("insertion", blurred, x)):
+        curves[name] = []
+        for order in orders:
+            rank = np.argsort(order).reshape(height, width, 1) / order.size
+            steps = np.stack([np.where(rank < share, end, start) for share in np.linspace(0, 1, 11)])
+            curves[name].append(seen.network.probabilities(seen.network.predict(steps)).numpy())
+    return {name: np.stack(values) for name, values in curves.items()}
+
+
+def curve_tile(name, curves):
+    """A curve over chance, two sample standard deviations wide: (picture, title, whether its area is better)."""
+    figure = Figure(figsize=(2.8, 2), dpi=100, layout="constrained")
+    axes, shares, under = figure.subplots(), np.linspace(0, 100, 11), (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
+    mean, spread = curves[1:].mean(axis=0), 2 * curves[1:].std(axis=0, ddof=1)
+    axes.fill_between(shares, mean - spread, mean + spread, color="0.85")
+    axes.plot(shares, mean, color="0.5", label="random order")
+    axes.plot(shares, curves[0], color="C3", label="warmest first")
+    axes.set(xlim=(0, 100), ylim=(0, None), xlabel=f"% of pixels, {name}", ylabel="probability")
+    axes.legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure).draw()
+    chance, width = under[1:].mean(), 2 * under[1:].std(ddof=1)
+    gain = (under[0] - chance) * (-1 if name == "deletion" else 1)  # deletion: the less is left, the better
+    found = "better than" if gain > width else "worse than" if gain < -width else "as"
+    title = f"{name}: area {under[0]:.3g}\n{found} chance: {chance:.3g} ± {width:.2g}"
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3], title, found == "better than"
+
+
+def rank_correlation(first, second):
+    """Spearman's, of two maps; equal values share their mean rank; NaN where one is constant."""
+    found = [np.unique(values, return_inverse=True, return_counts=True) for values in (first, second)]
+    with np.errstate(invalid="ignore"):
+        return np.corrcoef(*((np.cumsum(counts) - counts / 2)[places.ravel()] for _, places, counts in found))[0, 1]
+
+
+def draw_trust(seen):
+    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew
+    (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change without training does not explain it)."""
+    photo, layer, rows, arrays, network = utils.fit(seen.pixels, 4), seen.layer, [], {}, seen.network
+    if "control" not in network:
+        keras.utils.set_random_seed(seen.options.seed + 1)
+        network.control = keras.models.clone_model(network.model, clone_function=lambda each: each if isinstance(
+            each, keras.layers.Normalization) else type(each).from_config(each.get_config()))
+    anew, _ = grad_cam(network.control, seen.x, [layer], [*seen.cams], seen.options.method)
+    trials = deletion_and_insertion(seen, seen.cams.values())
+    for place, (index, cam) in enumerate(seen.cams.items()):
+        curves = {name: np.append(values[[place], :, index], values[len(seen.cams):, :, index], axis=0)
+                  for name, values in trials.items()}
+        same = rank_correlation(cam, anew[layer][place])
+        tiles = [curve_tile(name, curves[name]) for name in curves]
+        held = " and ".join(name for name, (*_, better) in zip(curves, tiles) if better) or "in neither"
+        rows.append([seen.heat(photo, cam, f"{seen.title(index)}\nbetter than chance: {held}"),
+                     *((picture, title) for picture, title, _ in tiles),
+                     seen.heat(photo, anew[layer][place], f"weights drawn anew\nrank correlation {same:.2f}")])
+        arrays |= {f"{layer}/{index}": cam, f"{layer}/{index}/control": anew[layer][place],
+                   **{f"{layer}/{index}/{name}": values for name, values in curves.items()}}
+    seen.save("trust", rows, f"{layer} · ± and bands: two standard deviations of ten random orders", arrays)
 
 
 def branches(module):
@@ -57,26 +314,16 @@ def branches(module):
     return {f"{module}/{name}": (int(name[7]), width, int(name[-1])) for name, width in zip(names, MODULES[module])}
 
 
-def network():
-    """The layers that the command line knows: every convolution after its ReLU, every module."""
-    widths = dict(STEM)
-    for module, (a, _, b, _, c, d) in MODULES.items():
-        widths |= {name.replace("/", "_"): width for name, (_, width, _) in branches(module).items()}
-        widths[module] = a + b + c + d
-    return utils.Network(widths, [*STEM, *MODULES])
-
-
 def convolution(x, name, width, extent, strides=1):
     """Convolution without bias, batch normalisation without scale, ReLU; the ReLU bears the name."""
-    layers, name = utils.import_keras().layers, name.replace("/", "_")
-    x = layers.Conv2D(width, extent, strides=strides, padding="same", use_bias=False, name=f"{name}_conv")(x)
-    x = layers.BatchNormalization(scale=False, epsilon=1e-3, name=f"{name}_bn")(x)
-    return layers.Activation("relu", name=name)(x)
+    name = name.replace("/", "_")
+    x = keras.layers.Conv2D(width, extent, strides, "same", use_bias=False, name=f"{name}_conv")(x)
+    x = keras.layers.BatchNormalization(scale=False, epsilon=1e-3, name=f"{name}_bn")(x)
+    return keras.layers.Activation("relu", name=name)(x)
 
 
 def googlenet():
     """The network, from a (1, 224, 224, 3) input in [-1, 1] to 1000 logits."""
-    keras = utils.import_keras()
     layers = keras.layers
     image = keras.Input((224, 224, 3))
     x = convolution(image, "Conv2d_1a_7x7", 64, 7, strides=2)
@@ -95,143 +342,61 @@ def googlenet():
 
 
 def variables(model):
-    """The network's variables by their TF-Slim names: {name: (Keras variable, shape in the checkpoint)}."""
+    """The network's variables by their TF-Slim names."""
     found = {}
-    for name in [*STEM, *(name for module in MODULES for name in branches(module))]:
-        layer = name.replace("/", "_")
-        norm = model.get_layer(f"{layer}_bn")
-        found[f"{name}/weights"] = model.get_layer(f"{layer}_conv").kernel
-        found |= {f"{name}/BatchNorm/beta": norm.beta, f"{name}/BatchNorm/moving_mean": norm.moving_mean,
+    for conv in [layer for layer in model.layers if layer.name.endswith("_conv")]:
+        module, norm = conv.name[:-5], model.get_layer(f"{conv.name[:-5]}_bn")
+        name = re.sub(r"^(Mixed_..)_(Branch_.)_", r"InceptionV1/\1/\2/", module)
+        name = name if "/" in name else f"InceptionV1/{name}"
+        found |= {f"{name}/weights": conv.kernel, f"{name}/BatchNorm/beta": norm.beta,
+                  f"{name}/BatchNorm/moving_mean": norm.moving_mean,
                   f"{name}/BatchNorm/moving_variance": norm.moving_variance}
-    found = {f"InceptionV1/{name}": (variable, tuple(variable.shape)) for name, variable in found.items()}
     logits = model.get_layer("Logits")
-    return found | {"InceptionV1/Logits/Conv2d_0c_1x1/weights": (logits.kernel, (1, 1, 1024, 1001)),
-                    "InceptionV1/Logits/Conv2d_0c_1x1/biases": (logits.bias, (1001,))}
+    return found | {"InceptionV1/Logits/Conv2d_0c_1x1/weights": logits.kernel,
+                    "InceptionV1/Logits/Conv2d_0c_1x1/biases": logits.bias}
 
 
-def stored_variables(path, names):
-    """The variables of those names in a file of TF-Slim's weights: {name: array}. Nothing is unpickled or run."""
-    import tensorflow as tf
-    if path.suffix == ".npz":
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > LIMIT:
-                raise ValueError("it unpacks to more than a GoogLeNet")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names if name in arrays.files}
-    if path.name.endswith((".tar.gz", ".tgz")):
-        with gzip.open(path) as packed:
-            whole = packed.read(LIMIT + 1)
-        if len(whole) > LIMIT:
-            raise ValueError("it unpacks to more than a GoogLeNet")
-        with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
-            member, unpacked = archive.getmember(CHECKPOINT), Path(folder) / CHECKPOINT
-            if not member.isfile():
-                raise ValueError(f"its {CHECKPOINT} is no file")
-            with archive.extractfile(member) as packed, open(unpacked, "wb") as file:
-                shutil.copyfileobj(packed, file)
-            return stored_variables(unpacked, names)
-    checkpoint = tf.train.load_checkpoint(str(path).removesuffix(".index"))
-    return {name: checkpoint.get_tensor(name) for name in names if checkpoint.has_tensor(name)}
-
-
-def build(weights, seed):
-    """GoogLeNet with its weights. UserError where they cannot be had or do not fit."""
-    utils.import_keras().utils.set_random_seed(seed)
-    model = googlenet()
-    unpacked = Path(weights) / CHECKPOINT
-    path = TINY if weights == "tiny" else unpacked if unpacked.is_file() else \
-        utils.weights_file(weights, [PUBLISHED], hints=("tiny", "random"))
-    if path is None:
-        return model
+def load(model, path):
+    """Load weights: a checkpoint of TF-Slim, the archive it comes in, an .npz, or Keras's. Nothing is unpickled."""
     if path.suffix == ".h5":
-        utils.load_weights(model, path)
-        return model
-    try:
-        wanted = variables(model)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is told in one line
-            stored = stored_variables(path, wanted)
-        for name, (variable, shape) in wanted.items():
-            if name not in stored or stored[name].shape != shape:
-                raise ValueError(f"{name} should be {shape}, is {stored[name].shape if name in stored else 'missing'}")
-            with np.errstate(over="ignore"):
-                array = stored[name].astype(np.float32, casting="same_kind")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} holds numbers that are not finite")
-            if "Logits" in name:  # drop «background», the first of 1001: class c is index c + 1
-                array = array[..., 1:].reshape(variable.shape)
-            variable.assign(array)
-    except Exception as error:  # zip, tar and checkpoint readers fail in many ways on a broken file
-        raise utils.UserError(f"{path} does not hold GoogLeNet's weights: {utils.reason(error)}") from error
+        return model.load_weights(path)
+    if path.name.endswith((".tar.gz", ".tgz")):
+        with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
+            archive.extract(CHECKPOINT, folder, filter="data")
+            return load(model, Path(folder) / CHECKPOINT)
+    if path.suffix == ".npz":
+        read = np.load(path, allow_pickle=False).__getitem__
+    else:
+        read = tf.train.load_checkpoint(str(path).removesuffix(".index")).get_tensor
+    for name, variable in variables(model).items():
+        array = np.asarray(read(name), np.float32)
+        if "Logits" in name:  # without «background», the first of 1001: class c is index c + 1
+            array = array.reshape(-1, 1001)[:, 1:].reshape(variable.shape)
+        variable.assign(array)  # which refuses another shape
     return model
 
 
-def draw_layers(look):
-    """One class, every layer: all maps from one way down."""
-    index = look.classes[0]
-    cams = look.seen.grad_cam(look.layers, [index])
-    tiles = [look.heat(cams[layer][0], layer) for layer in look.layers]
-    arrays = {f"{layer}/{index}": cams[layer][0] for layer in look.layers}
-    look.save("layers", utils.wrap([look.original, *tiles], 5), look.title(index), arrays)
+def build(weights=None):
+    """GoogLeNet with logits for output. weights: None, imagenet, tiny, or a file's path (see `load`)."""
+    model = googlenet()
+    if weights == "imagenet":
+        weights = keras.utils.get_file(origin=ARCHIVE, file_hash=SHA256, cache_subdir="models")
+    return load(model, Path(TINY if weights == "tiny" else weights)) if weights else model
 
 
-def draw_classes(look):
-    """The last layer, a tile a class."""
-    tiles = [look.heat(cam, look.title(index)) for index, cam in look.cams.items()]
-    look.save("classes", utils.wrap([look.original, *tiles], 5), look.last, look.evidence)
-
-
-def draw_negative(look):
-    """What speaks for a class beside what speaks against it: the last ReLU keeps the negative pixels instead."""
-    rows = [[look.heat(cam, look.title(index), sign) for sign in (1, -1)] for index, cam in look.cams.items()]
-    look.save("negative", utils.beside(look.original, rows), f"{look.last} · left: for the class, right: against it",
-              look.evidence)
-
-
-def draw_one_class(look):
-    """One class, large: photograph, heat map, overlay."""
-    index, large = look.classes[0], utils.fit(look.photo.pixels, 2 * utils.TILE)
-    heat, strength = utils.heat_map(look.cams[index], *large.shape[:2])
-    tiles = [utils.Tile(large, look.original.title),
-             utils.Tile(utils.colorize(heat, look.options.colormap), "heat map" if strength else "heat map · empty"),
-             look.heat(look.cams[index], look.title(index), image=large)]
-    look.save("one_class", [tiles], look.last, {f"{look.last}/{index}": look.cams[index]})
-
-
-def draw_kernels(look):
-    """The feature maps of the last layer."""
-    kernels = look.kernels
-    maps = look.seen.feature_map(look.last)[0].numpy()[..., kernels]
-    tiles = [look.feature(maps[..., place], f"kernel {kernel}") for place, kernel in enumerate(kernels)]
-    look.save("kernels", utils.wrap([look.original, *tiles], 5), f"{look.last} · feature maps",
-              {f"{look.last}/kernels": maps, f"{look.last}/kernel_numbers": kernels})
-
-
-def draw_guided(look):
-    """Guided backpropagation, and its product with the heat map (Guided Grad-CAM), a row a class."""
-    guided, rows = look.seen.guided_backprop(look.classes).numpy(), []
-    for saliency, (index, cam) in zip(guided, look.cams.items()):
-        heat, _ = utils.heat_map(cam, *saliency.shape[:2])
-        rows.append([look.heat(cam, look.title(index)), look.grey(saliency, "guided backpropagation"),
-                     look.grey(saliency * heat[..., None], "Guided Grad-CAM")])
-    look.save("guided", utils.beside(look.original, rows), f"{look.last} · grey pictures: zero is grey",
-              look.evidence | {f"guided/{index}": saliency for index, saliency in zip(look.classes, guided)})
-
-
-def main():
-    figures = {"layers": draw_layers, "classes": draw_classes, "negative": draw_negative,
-               "one_class": draw_one_class, "kernels": draw_kernels, "guided": draw_guided,
-               "trust": lambda look: utils.draw_trust(look, control())}
-    options = utils.read_options(globals(), figures, {"googlenet": network()}, builtin_weights=("tiny",))
-    model = build(options.weights, options.seed)
-    control = functools.cache(lambda: build("random", options.seed + 1))
-    preprocess = utils.import_keras().applications.inception_v3.preprocess_input  # to [-1, 1], RGB
-    for photo in utils.photographs(options, options.figures):
-        look = utils.Look("GoogLeNet", model, photo, utils.network_input(photo.pixels, 224, preprocess), options)
-        for figure in photo.left:
-            figures[figure](look)
+def main(options):
+    network = utils.open_weights(options, "GoogLeNet", build, [Path(ARCHIVE).name, CHECKPOINT],
+                                 ["Conv2d_[12]?_?x?", "Mixed_??"], load=load)
+    kernel = np.ones((1, 1)) if options.saved else network.model.get_layer("Logits").kernel.numpy()
+    for index in {*options.classes} & {*np.flatnonzero(~kernel.any(axis=0)).tolist()}:
+        raise utils.UserError(f"the weights {options.weights} do not know {network.titles[index]}: what tiny knows is "
+                              "listed in Image/tiny_classes.txt")
+    for path, pixels, left in utils.photographs(options, [(figure, network.name) for figure in options.figures]):
+        seen = Evidence(options, network, path, pixels)
+        for figure, _ in left:
+            globals()[f"draw_{figure}"](seen)
     return 1 if options.skipped else 0
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    sys.exit(utils.run(main, OPTIONS))

@@ -2,111 +2,319 @@
 
     python gradcam_vgg.py Image/hopper_coffee.jpg
     python gradcam_vgg.py photo.jpg --models vgg16 --classes "Egyptian cat,n02124075,top3" --figures classes,guided
+    python gradcam_vgg.py photos/ --weights mine.keras --labels names.txt
 
-Grad-CAM: Selvaraju et al. 2016, arXiv 1610.02391. VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it.
-The figure `layers` shows every convolution layer of both networks, a row a block; the others are drawn for each.
+Selvaraju et al. 2016, arXiv 1610.02391. VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it.
 """
 import functools
+import itertools
+import sys
+
+import cv2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import utils
 
-IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, or folders of them; paths are relative to this script
+IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; those named here are relative to this script
 MODELS = ["vgg16", "vgg19"]  # one of them, or both
-FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these and trust; all for all
-LAYERS = ["all"]       # block1_conv1 … block5_conv4, see --list-layers. Figures of one layer draw the last
-CLASSES = ["top4"]     # indices, WordNet ids, names; top4: the four most probable. Figures of one class draw the first
-KERNELS = ["top9"]     # kernel numbers for the figure `kernels`, or top9 for the nine with the strongest response
-WEIGHTS = "imagenet"   # imagenet, random, a weights file, or a folder that holds both published ones
-SEED = 0               # of random weights
-OUTPUT = "results"     # folder for the pictures
-ARRAYS = False         # True: also save the numbers behind each figure, as .npz
-COLORMAP = "jet"       # any of OpenCV's: jet, turbo, viridis, inferno …
+FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these, overlay and trust; or all
+LAYERS = ["all"]      # names, shell wildcards, or all: every convolution; figures of one layer draw the last
+CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable; some figures draw the first
+KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response
+METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: how gradients weigh the feature maps
+WEIGHTS = "imagenet"  # imagenet, random, a weights file, a folder of published ones, a saved network (.keras, .h5)
+LABELS = ""           # of a saved network: a file with a class name a line, or a folder with a sub-folder a class
+PREPROCESS = "caffe"  # caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
+SEED = 0              # of random weights
+OUTPUT = "results"    # folder of the results
+FORMAT = "jpg"        # jpg, png or pdf
+ARRAYS = False        # True: save the numbers behind each figure too, as .npz
+COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
+
+if __name__ == "__main__":
+    OPTIONS = utils.run(utils.read_options, globals())  # what is mistyped is told before TensorFlow is imported
+with utils.quiet():
+    import keras
+    import tensorflow as tf
+
+CAM_WEIGHTS = {  # of feature maps A, (1, h, w, K), from the gradients g = dy/dA of class scores y, (classes, h, w, K)
+    "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),  # equation 1: alpha = 1/Z sum of dy/dA
+    # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19: sum of g^2 / (2 g^2 + g^3 sum A) ReLU(g)
+    "gradcam++": lambda g, A: tf.reduce_sum(tf.math.divide_no_nan(
+        tf.nn.relu(g), 2 + g * tf.reduce_sum(A, axis=(1, 2), keepdims=True)), axis=(1, 2), keepdims=True),
+    "hirescam": lambda g, A: g,  # Draelos and Carin 2020, arXiv 2011.08891: nothing is averaged
+    "layercam": lambda g, A: tf.nn.relu(g)}  # Jiang et al. 2021, LayerCAM: a weight for every position
 
 
-def draw_layers(looks):
-    """One class, every convolution layer of every network in one picture, a row a block."""
-    first = looks[0]
-    index, rows, arrays = first.classes[0], {}, {}
-    for look in looks:
-        cams = look.seen.grad_cam(look.layers, [index])
-        blocks = dict.fromkeys(layer.split("_")[0] for layer in look.layers)
-        width = max(sum(layer.startswith(block) for layer in look.layers) for block in blocks)
-        before = max(map(len, rows.values()), default=0)
-        for block in sorted(blocks | rows):
-            tiles = [look.heat(cams[layer][0], f"{look.label} {layer}")
-                     for layer in look.layers if layer.startswith(block)]
-            row = rows.setdefault(block, [None] * before)  # gaps, so that each network has its columns
-            row += [*tiles, *[None] * (width - len(tiles))]
-        arrays |= look.arrays({f"{layer}/{index}": cams[layer][0] for layer in look.layers})
-    label = first.label if len(looks) == 1 else "VGG"
-    note = " · ".join(f"{look.label} p {look.probability(index):.3f}" for look in looks)
-    utils.save_figure(first.options, first.photo.stem, label, "layers", utils.beside(first.original, rows.values()),
-                      f"{first.photo.path.name} · {utils.class_name(index)} · {note}", arrays)
+@functools.lru_cache(maxsize=4)
+def class_gradients(model, layers, guided=False):
+    """A function (x, classes, top) -> (maps, logits, gradients of class scores at the maps or, guided, at x). Its first
+    call runs eagerly, since tracing costs more than one photograph, the later ones by a trace made once."""
+    if utils.last_name(model) or any(isinstance(layer, keras.Model) for layer in model.layers):
+        raise ValueError("the network ends in a softmax or sigmoid, or holds another: utils.open_network mends that")
+    maps = [utils.get_layer(model, name).output for name in layers]
+    network = keras.Model(model.inputs[0], [*maps, model.outputs[0]])
+    if guided:
+        @tf.custom_gradient
+        def gate(f):  # behind each ReLU, which itself lets a signal R down only where f > 0 …
+            return tf.identity(f), tf.nn.relu  # … and this one only where R > 0
+
+        def gated(layer, *args, **kwargs):
+            output = layer(*args, **kwargs)
+            return keras.layers.Activation(gate)(output) if utils.relu_ceiling(layer) else output
+
+        network = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=gated)
+
+    def compute(x, classes, top):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            *maps, logits = keras.tree.flatten(network(x, training=False))
+        classes = tf.concat([tf.math.top_k(logits[0], top).indices, classes], axis=0)
+        seeds = tf.one_hot(classes, logits.shape[-1])  # of the scores before softmax, all classes at once
+        gradients = tf.vectorized_map(lambda seed: tape.gradient(logits, x if guided else maps, seed[None]), seeds)
+        return maps, logits[0], gradients
+
+    def call(x, classes, top=0):
+        if not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
+            raise ValueError(f"unknown class in {list(classes)}: from 0 to {model.outputs[0].shape[-1] - 1}")
+        return next(calls)(tf.constant(x, tf.float32), tf.constant(classes, tf.int32), top)
+
+    calls = itertools.chain([compute], itertools.repeat(tf.function(compute)))
+    return call
 
 
-def draw_classes(look):
-    """The last layer, a tile a class."""
-    tiles = [look.heat(cam, look.title(index)) for index, cam in look.cams.items()]
-    look.save("classes", utils.wrap([look.original, *tiles], 5), look.last, look.evidence)
+def grad_cam(model, x, layers, classes, method="gradcam", top=0):
+    """Grad-CAM of several classes at several layers (section 3 of the paper), all from one forward pass.
+
+    model: flat functional Keras network with logits for output; utils.open_network makes one of any other. x: float32
+    (1, H, W, channels), as the network wants it. layers: names. classes: indices; top: so many of the most probable
+    ones come before them. method: of CAM_WEIGHTS. The model is left as it was.
+    Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive
+    values speak for the class, negative ones against it; logits float32 (n_classes,).
+    Raises ValueError for an unknown layer or class.
+    """
+    maps, logits, gradients = class_gradients(model, tuple(layers))(x, classes, top)
+    cams = {}
+    for layer, A, g in zip(layers, maps, gradients):
+        alpha = CAM_WEIGHTS[method](g[:, 0], A)  # equation 1
+        cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; its ReLU is applied where it is drawn
+    return cams, logits.numpy()
 
 
-def draw_negative(look):
-    """What speaks for a class beside what speaks against it: the last ReLU keeps the negative pixels instead."""
-    rows = [[look.heat(cam, look.title(index), sign) for sign in (1, -1)] for index, cam in look.cams.items()]
-    look.save("negative", utils.beside(look.original, rows), f"{look.last} · left: for the class, right: against it",
-              look.evidence)
+def guided_backprop(model, x, classes):
+    """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, section 3.4).
+
+    Arguments and errors as of `grad_cam`. Returns float32 (len(classes), H, W, channels).
+    """
+    return class_gradients(model, (), guided=True)(x, classes)[2][:, 0].numpy()
 
 
-def draw_one_class(look):
+class Evidence(utils.View):
+    """What a network says of one photograph: the maps that several figures draw, and how they are drawn."""
+
+    def maps(self, layers, words):
+        """{layer: {class: map}} of the classes that words ask for, indices or topN."""
+        fixed = [word for word in words if isinstance(word, int)]
+        top = min(len(self.network.titles), max([int(word[3:]) for word in words if isinstance(word, str)] or [0]))
+        maps, logits = grad_cam(self.network.model, self.x, layers, fixed, self.options.method, top)
+        self.know(logits)
+        indices = [*np.argsort(-logits, kind="stable")[:top].tolist(), *fixed]
+        return {layer: dict(zip(indices, cams)) for layer, cams in maps.items()}
+
+    @functools.cached_property
+    def cams(self):
+        """{class: map} of the layer that figures of one layer draw."""
+        cams = self.maps([self.layer], self.options.classes)[self.layer]
+        return {index: cams[index] for index in self.classes}
+
+    def title(self, index):
+        return f"{self.network.titles[index]}\np {self.network.probabilities(self.logits)[index]:.3f}"
+
+    def heat(self, photo, cam, title, word="max", colormap=None, lack="no positive evidence"):
+        """A map over the photograph, its maximum in the title; where nothing is positive, the photograph in grey."""
+        if cam.max() > 0:
+            return utils.overlay(photo, cam, colormap or self.options.colormap), f"{title}\n{word} {cam.max():.3g}"
+        return np.repeat(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None] // 2 + 64, 3, axis=2), f"{title}\n{lack}"
+
+    def grid(self, cams, lack="no positive evidence"):
+        """The photograph and maps over it, [(map, title)], in rows of four to seven with the fewest gaps."""
+        count = len(cams) + 1
+        columns = min(range(min(4, count), 8), key=lambda columns: (-count % columns, columns))
+        photo = utils.fit(self.pixels, columns)
+        tiles = [(photo, "photograph"), *(self.heat(photo, cam, title, lack=lack) for cam, title in cams)]
+        return [tiles[start:start + columns] for start in range(0, count, columns)]
+
+
+def draw_layers(views):
+    """One class, every layer of every network, a row a block."""
+    first, rows, arrays, word, several = views[0], {}, {}, views[0].options.classes[0], len(views) > 1
+    photo = utils.fit(first.pixels, 7 if several else 4)
+    for seen in views:
+        maps = seen.maps(seen.network.layers, [word if isinstance(word, int) else "top1"])
+        word = index = first.classes[0]
+        arrays |= {f"{seen.network.name}/input": seen.x, f"{seen.network.name}/logits": seen.logits}
+        for layer, cams in maps.items():
+            tile = seen.heat(photo, cams[index], f"{seen.network.label} {layer}" if several else layer)
+            rows.setdefault(layer.partition("_")[0], []).append(tile)
+            arrays[f"{seen.network.name}/{layer}/{index}"] = cams[index]
+    rows[[*rows][0]].append((photo, "photograph"))
+    if first.options.saved:  # its names tell of no blocks
+        rows = dict(enumerate(first.grid([(cams[index], layer) for layer, cams in maps.items()])))
+    note = [first.network.titles[index], *(f"{seen.network.label} {seen.title(index)[-7:]}" for seen in views)]
+    first.save("layers", [*rows.values()], " · ".join(note), arrays, label="VGG" if several else first.network.label)
+
+
+def draw_classes(seen):
+    """One layer, a tile a class."""
+    layer, rows = seen.layer, seen.grid([(cam, seen.title(index)) for index, cam in seen.cams.items()])
+    seen.save("classes", rows, layer, {f"{layer}/{index}": cam for index, cam in seen.cams.items()})
+
+
+def draw_negative(seen):
+    """What speaks for a class and, below, what speaks against it: the last ReLU keeps the negative pixels instead."""
+    photo, cold, cams, rows = utils.fit(seen.pixels, 5), "viridis", [*seen.cams.items()], []
+    for some in (cams[start:start + 4] for start in range(0, len(cams), 4)):
+        rows.append([(photo, "for"), *(seen.heat(photo, cam, seen.title(index), "for: max") for index, cam in some)])
+        rows.append([(photo, "against"), *(seen.heat(photo, -cam, "", "against: max", cold, "no negative evidence")
+                                           for _, cam in some)])
+    seen.save("negative", rows, seen.layer, {f"{seen.layer}/{index}": cam for index, cam in cams},
+              [(cold, "most against"), (seen.options.colormap, "most for")])
+
+
+def draw_one_class(seen):
     """One class, large: photograph, heat map, overlay."""
-    index, large = look.classes[0], utils.fit(look.photo.pixels, 2 * utils.TILE)
-    heat, strength = utils.heat_map(look.cams[index], *large.shape[:2])
-    tiles = [utils.Tile(large, look.original.title),
-             utils.Tile(utils.colorize(heat, look.options.colormap), "heat map" if strength else "heat map · empty"),
-             look.heat(look.cams[index], look.title(index), image=large)]
-    look.save("one_class", [tiles], look.last, {f"{look.last}/{index}": look.cams[index]})
+    (index, _), photo, layer = [*seen.cams.items()][0], utils.fit(seen.pixels, 3), seen.layer
+    heat = utils.colorize(utils.heat_map(seen.cams[index], *photo.shape[:2]), seen.options.colormap)
+    row = [(photo, "photograph"), (heat, "heat map"), seen.heat(photo, seen.cams[index], seen.title(index))]
+    seen.save("one_class", [row], layer, {f"{layer}/{index}": seen.cams[index]})
 
 
-def draw_kernels(look):
-    """The feature maps of the last layer."""
-    kernels = look.kernels
-    maps = look.seen.feature_map(look.last)[0].numpy()[..., kernels]
-    tiles = [look.feature(maps[..., place], f"kernel {kernel}") for place, kernel in enumerate(kernels)]
-    look.save("kernels", utils.wrap([look.original, *tiles], 5), f"{look.last} · feature maps",
-              {f"{look.last}/kernels": maps, f"{look.last}/kernel_numbers": kernels})
+def draw_kernels(seen):
+    """Feature maps of one layer, over the photograph."""
+    model, layer, kernels = seen.network.model, seen.layer, seen.options.kernels
+    maps = keras.Model(model.inputs[0], utils.get_layer(model, layer).output)(seen.x, training=False)[0].numpy()
+    if isinstance(kernels, int):
+        kernels = np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:kernels]
+    rows = seen.grid([(maps[..., kernel], f"kernel {kernel}") for kernel in kernels], lack="silent")
+    seen.save("kernels", rows, f"{layer} · feature maps",
+              {f"{layer}/kernels": maps[..., kernels], f"{layer}/kernel_numbers": kernels})
 
 
-def draw_guided(look):
+def draw_guided(seen):
     """Guided backpropagation, and its product with the heat map (Guided Grad-CAM), a row a class."""
-    guided, rows = look.seen.guided_backprop(look.classes).numpy(), []
-    for saliency, (index, cam) in zip(guided, look.cams.items()):
-        heat, _ = utils.heat_map(cam, *saliency.shape[:2])
-        rows.append([look.heat(cam, look.title(index)), look.grey(saliency, "guided backpropagation"),
-                     look.grey(saliency * heat[..., None], "Guided Grad-CAM")])
-    look.save("guided", utils.beside(look.original, rows), f"{look.last} · grey pictures: zero is grey",
-              look.evidence | {f"guided/{index}": saliency for index, saliency in zip(look.classes, guided)})
+    photo, layer, rows = utils.fit(seen.pixels, 3), seen.layer, []
+    guided = dict(zip(seen.cams, guided_backprop(seen.network.model, seen.x, [*seen.cams])))
+    for index, saliency in guided.items():
+        titles = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
+        product = saliency * utils.heat_map(seen.cams[index], *saliency.shape[:2])[..., None]
+        greys = [utils.signed_grey(values, photo, seen.options.preprocess) for values in (saliency, product)]
+        rows.append([seen.heat(photo, seen.cams[index], seen.title(index)), *zip(greys, titles)])
+    seen.save("guided", rows, f"{layer} · in grey pictures zero is grey", {
+        **{f"{layer}/{index}": cam for index, cam in seen.cams.items()},
+        **{f"guided/{index}": saliency for index, saliency in guided.items()}})
 
 
-def main():
-    figures = {"layers": draw_layers, "classes": draw_classes, "negative": draw_negative,
-               "one_class": draw_one_class, "kernels": draw_kernels, "guided": draw_guided,
-               "trust": lambda look: utils.draw_trust(look, control(look.name))}
-    options = utils.read_options(globals(), figures, {name: utils.vgg_network(name) for name in utils.VGG_BLOCKS})
-    models = {name: utils.build_vgg(name, options.weights, options.seed) for name in options.models}
-    control = functools.cache(lambda name: utils.build_vgg(name, "random", options.seed + 1))
-    preprocess = utils.import_keras().applications.vgg16.preprocess_input  # to BGR, less the ImageNet mean
-    in_names = {"layers": ["vgg"] if len(models) > 1 else options.models}  # a picture of both networks bears `vgg`
-    for photo in utils.photographs(options, options.figures, lambda figure: in_names.get(figure, options.models)):
-        x = utils.network_input(photo.pixels, 224, preprocess)
-        looks = [utils.Look(name.upper(), model, photo, x, options, "BGR") for name, model in models.items()]
-        for figure, names in photo.left.items():
-            if figure == "layers":
-                draw_layers(looks)
-            for look in looks:
-                if figure != "layers" and look.name in names:
-                    figures[figure](look)
+def draw_overlay(seen):
+    """A file a class: the overlay at the photograph's own size, without a word on it."""
+    for index, cam in seen.cams.items():
+        if not cam.max() > 0:
+            utils.tell(f"{seen.path}: nothing speaks for {seen.network.titles[index]}: its overlay is cold")
+        page = Figure(figsize=np.array(seen.pixels.shape[1::-1]) / 100, dpi=100)
+        page.figimage(utils.overlay(seen.pixels, cam, seen.options.colormap))
+        stem = f"{seen.options.stems[seen.path]}_{seen.network.name}_overlay_{index}"
+        seen.write("overlay", stem, page, [seen.path], seen.network.name)
+
+
+def deletion_and_insertion(seen, maps, orders=10):
+    """Do maps find the evidence? (Petsiuk et al. 2018, arXiv 1806.07421, section 4)
+
+    In steps of 10 % pixels leave for grey, or enter a blurred photograph, the warmest of a map first; for comparison
+    in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + orders, 11, n_classes)}.
+    """
+    x, (height, width), generator, curves = seen.x[0], seen.x.shape[1:3], np.random.default_rng(0), {}
+    tie, *chance = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
+                    for _ in range(orders + 1)]
+    heats = [cv2.resize(cam, (width, height), interpolation=cv2.INTER_CUBIC) for cam in maps] + chance
+    orders = [np.lexsort((tie.ravel(), -heat.ravel())) for heat in heats]  # equally warm pixels leave in patches, too
+    grey = seen.network.prepare(np.full((8, 8, 3), 128, np.uint8))[0]
+    blurred = cv2.GaussianBlur(x, (11, 11), 5).reshape(x.shape)
+    for name, start, end in (("deletion", x, grey), ("insertion", blurred, x)):
+        curves[name] = []
+        for order in orders:
+            rank = np.argsort(order).reshape(height, width, 1) / order.size
+            steps = np.stack([np.where(rank < share, end, start) for share in np.linspace(0, 1, 11)])
+            curves[name].append(seen.network.probabilities(seen.network.predict(steps)).numpy())
+    return {name: np.stack(values) for name, values in curves.items()}
+
+
+def curve_tile(name, curves):
+    """A curve over chance, two sample standard deviations wide: (picture, title, whether its area is better)."""
+    figure = Figure(figsize=(2.8, 2), dpi=100, layout="constrained")
+    axes, shares, under = figure.subplots(), np.linspace(0, 100, 11), (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
+    mean, spread = curves[1:].mean(axis=0), 2 * curves[1:].std(axis=0, ddof=1)
+    axes.fill_between(shares, mean - spread, mean + spread, color="0.85")
+    axes.plot(shares, mean, color="0.5", label="random order")
+    axes.plot(shares, curves[0], color="C3", label="warmest first")
+    axes.set(xlim=(0, 100), ylim=(0, None), xlabel=f"% of pixels, {name}", ylabel="probability")
+    axes.legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure).draw()
+    chance, width = under[1:].mean(), 2 * under[1:].std(ddof=1)
+    gain = (under[0] - chance) * (-1 if name == "deletion" else 1)  # deletion: the less is left, the better
+    found = "better than" if gain > width else "worse than" if gain < -width else "as"
+    title = f"{name}: area {under[0]:.3g}\n{found} chance: {chance:.3g} ± {width:.2g}"
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3], title, found == "better than"
+
+
+def rank_correlation(first, second):
+    """Spearman's, of two maps; equal values share their mean rank; NaN where one is constant."""
+    found = [np.unique(values, return_inverse=True, return_counts=True) for values in (first, second)]
+    with np.errstate(invalid="ignore"):
+        return np.corrcoef(*((np.cumsum(counts) - counts / 2)[places.ravel()] for _, places, counts in found))[0, 1]
+
+
+def draw_trust(seen):
+    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew
+    (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change without training does not explain it)."""
+    photo, layer, rows, arrays, network = utils.fit(seen.pixels, 4), seen.layer, [], {}, seen.network
+    if "control" not in network:
+        keras.utils.set_random_seed(seen.options.seed + 1)
+        network.control = keras.models.clone_model(network.model, clone_function=lambda each: each if isinstance(
+            each, keras.layers.Normalization) else type(each).from_config(each.get_config()))
+    anew, _ = grad_cam(network.control, seen.x, [layer], [*seen.cams], seen.options.method)
+    trials = deletion_and_insertion(seen, seen.cams.values())
+    for place, (index, cam) in enumerate(seen.cams.items()):
+        curves = {name: np.append(values[[place], :, index], values[len(seen.cams):, :, index], axis=0)
+                  for name, values in trials.items()}
+        same = rank_correlation(cam, anew[layer][place])
+        tiles = [curve_tile(name, curves[name]) for name in curves]
+        held = " and ".join(name for name, (*_, better) in zip(curves, tiles) if better) or "in neither"
+        rows.append([seen.heat(photo, cam, f"{seen.title(index)}\nbetter than chance: {held}"),
+                     *((picture, title) for picture, title, _ in tiles),
+                     seen.heat(photo, anew[layer][place], f"weights drawn anew\nrank correlation {same:.2f}")])
+        arrays |= {f"{layer}/{index}": cam, f"{layer}/{index}/control": anew[layer][place],
+                   **{f"{layer}/{index}/{name}": values for name, values in curves.items()}}
+    seen.save("trust", rows, f"{layer} · ± and bands: two standard deviations of ten random orders", arrays)
+
+
+def build(name, weights=None):
+    """VGG16 or VGG19 with logits for output. weights: None, imagenet, or a file's path."""
+    return getattr(keras.applications, name.upper())(weights=weights, classifier_activation=None)
+
+
+def main(options):
+    networks = [utils.open_weights(options, name.upper(), functools.partial(build, name),
+                                   [f"{name}_weights_tf_dim_ordering_tf_kernels.h5"], ["block?_conv?"])
+                for name in (options.models[:1] if options.saved else options.models)]
+    names = [network.name for network in networks]
+    for path, pixels, left in utils.photographs(options, [(figure, name) for figure in options.figures for name in (
+            ["vgg"] if figure == "layers" and len(names) > 1 else names)]):
+        views = {network.name: Evidence(options, network, path, pixels) for network in networks}
+        for figure, name in left:
+            globals()[f"draw_{figure}"]([*views.values()] if figure == "layers" else views[name])
     return 1 if options.skipped else 0
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    sys.exit(utils.run(main, OPTIONS))
