@@ -101,7 +101,7 @@ def down(operation, signals, values, mode, rule):
         return [signal * (scale if operation.gamma is None else scale * operation.gamma)]
     if type(operation) is layers.Concatenate and operation.axis in (-1, 3):
         return tf.split(signal, [tensor.shape[-1] for tensor in inputs], axis=-1)
-    return derivative(operation, [signal, *signals[1:]], [values[id(tensor)] for tensor in inputs], linear)
+    return derivative(operation, [signal, *signals[1:]], values, linear)
 
 
 def filter_down(layer, signal, below, mode):
@@ -131,19 +131,22 @@ def unpool(layer, signal, values):
         argmax=tf.repeat(values["switches", id(layer)], count, axis=0), strides=(1, *layer.strides, 1))
 
 
-def derivative(operation, signals, inputs, linear):
+def derivative(operation, signals, values, linear):
     """What goes down through any other operation: its derivative, its ReLU, if it ends in one, having had its turn."""
-    inputs = [tf.repeat(value, signals[0].shape[0], axis=0) for value in inputs]
-    part = keras.Model(operation.input, operation.output)
+    tensors, output = keras.tree.flatten(operation.input), operation.output
+    count = next(len(signal) for signal in signals if tf.is_tensor(signal))
+    inputs = {id(tensor): tf.repeat(values[id(tensor)], count, axis=0) for tensor in tensors}
     if linear and hasattr(operation, "activation"):
-        part = type(operation).from_config(operation.get_config() | {"activation": "linear"})
-        part.build(operation.input.shape)
-        part.set_weights(operation.get_weights())
+        twin = type(operation).from_config(operation.get_config() | {"activation": "linear"})
+        output = twin(operation.input)
+        twin.set_weights(operation.get_weights())
+    part = keras.Model([*{id(tensor): tensor for tensor in tensors}.values()], output)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(inputs)
-        outputs = keras.tree.flatten(part(inputs if len(inputs) > 1 else inputs[0]))
+        outputs = keras.tree.flatten(part([*inputs.values()], training=False))
     signals = [tf.zeros_like(output) + signal for output, signal in zip(outputs, signals)]
-    return tape.gradient(outputs, inputs, signals, unconnected_gradients="zero")
+    gradients = tape.gradient(outputs, inputs, signals, unconnected_gradients="zero")
+    return [gradients.pop(id(tensor), 0.0) for tensor in tensors]  # of `x * x` once
 
 
 class View(utils.View):
@@ -245,8 +248,10 @@ def draw_blocks(seen):
 
 def draw_comparison(options, network, _):
     """The same kernels, a row each: of several photographs side by side, on one scale; of one, four ways back."""
-    layer, rows, arrays, readable = network.layer, [], {}, [p for p in options.images if p not in options.skipped]
-    views = [View(options, network, path, utils.read_photo(path)) for path in readable[:max(options.compared, 1)]]
+    layer, rows, arrays, readable = network.layer, [], {}, utils.readable(options, options.images)
+    views = [View(options, network, *photo) for _, photo in zip(range(max(options.compared, 1)), readable)]
+    if not views:
+        return
     several = len(views) > 1
     ways = [(options.mode, rule) for rule in options.rules] if several else [
         ("max", "deconvnet"), ("all", "deconvnet"), ("all", "guided"), ("all", "gradient")]
@@ -254,12 +259,11 @@ def draw_comparison(options, network, _):
     kernels = strongest(maps[0], options.kernels)
     back = {way: np.stack([view.back(layer, kernels, *way) for view in views]) for way in ways}  # (views, kernels, …)
     cuts = {way: patches(values.reshape(-1, *values.shape[2:])) for way, values in back.items() if way[0] == "max"}
-    shapes = [view.pixels.shape[1] / view.pixels.shape[0] for view in views]
     height = min(utils.fit(view.pixels, len(views) * (1 + len(ways))).shape[0] for view in views)
     for place, kernel in enumerate(kernels):
         rows.append([])
         for number, view in enumerate(views):
-            photo = utils.resize(view.pixels, round(height * shapes[number]), height)
+            photo = utils.resize(view.pixels, round(height * view.pixels.shape[1] / view.pixels.shape[0]), height)
             title, behind = f"kernel {kernel}", f"/{options.stems[view.path]}" * several
             title = title if place else f"{view.path.name}\n{title}"
             rows[-1].append(view.feature(photo, maps[number, ..., kernel], title, maps[..., kernel].max()))
@@ -270,24 +274,20 @@ def draw_comparison(options, network, _):
                 rows[-1].append((picture, "" if place else ": ".join(way[::-1])))
                 arrays[view.key(layer, kernel, *way) + behind] = values[number, place]
             arrays["input" + behind] = view.x
-    views[0].save("comparison", rows, f"{layer} · {len(views)} of {len(readable)} photographs · zero is grey", arrays,
-                  photos=options.images)
+    views[0].save("comparison", rows, f"{layer} · {len(views)} of {len(options.images)} photographs · zero is grey",
+                  arrays, photos=options.images)
 
 
-def read_ahead(paths, numbers, network, skipped, size=8):
+def read_ahead(options, network, numbers, size=8):
     """Lists of (number, input) of the photographs that can be read, one list ahead of its use."""
     def read(number):
-        try:
-            return number, network.prepare(utils.read_photo(paths[number]))[0]
-        except utils.UserError as error:
-            utils.tell(f"skipped: {error}")
-            skipped.append(paths[number])
+        return [(number, network.prepare(pixels)[0]) for _, pixels in utils.readable(options, [options.images[number]])]
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         ahead = []
         for start in range(0, len(numbers) + size, size):
             ready, ahead = ahead, [pool.submit(read, number) for number in numbers[start:start + size]]
-            yield [done.result() for done in ready if done.result()]
+            yield [found for done in ready for found in done.result()]
 
 
 def scan(options, network, cluster):
@@ -297,8 +297,8 @@ def scan(options, network, cluster):
     best = np.full((9, top.output.shape[-1]), -np.inf, np.float32), np.full((9, top.output.shape[-1]), -1)
     worker = cluster.cluster_resolver.task_id if cluster else 0
     workers = len(cluster.cluster_resolver.cluster_spec().as_dict()["worker"]) if cluster else 1
-    ours = [device.name for device in tf.config.list_logical_devices() if not cluster or f"task:{worker}/" in device.name]
-    devices = [name for name in ours if "GPU" in name] or ours
+    devices = [d.name for d in tf.config.list_logical_devices() if not cluster or f"task:{worker}/" in d.name]
+    devices = [name for name in devices if "GPU" in name] or devices
 
     @tf.function(input_signature=[tf.TensorSpec((None, *network.model.inputs[0].shape[1:]), tf.float32)])
     def respond(x):
@@ -313,11 +313,10 @@ def scan(options, network, cluster):
         order = np.lexsort((numbers, -activations), axis=0)[:9]
         return np.take_along_axis(activations, order, axis=0), np.take_along_axis(numbers, order, axis=0)
 
-    for batch in read_ahead(options.images, range(worker, len(options.images), workers), network, options.skipped):
-        batch = [pair for number in range(len(devices)) for pair in batch[number::len(devices)]]
+    for batch in read_ahead(options, network, range(worker, len(options.images), workers)):
         if batch:
-            numbers = np.repeat([[number] for number, _ in batch], top.output.shape[-1], axis=1)
-            found = respond(np.stack([x for _, x in batch])).numpy(), numbers
+            numbers = [[number] for first in range(len(devices)) for number, _ in batch[first::len(devices)]]
+            found = respond(np.stack([x for _, x in batch])).numpy(), np.repeat(numbers, top.output.shape[-1], axis=1)
             best = nine(*(np.concatenate(pair) for pair in zip(best, found)))
     if cluster:  # where a worker has several GPUs, one of them speaks
         said = [cluster.experimental_distribute_values_from_function(lambda context, part=part: tf.constant(
@@ -439,9 +438,10 @@ def main(options):
             seen = View(options, network, path, pixels)
             for figure, _ in left:
                 globals()[f"draw_{figure}"](seen)
-        for figure in options.figures:
-            if figure in over_all and (drawing or figure == "top9") and not utils.is_drawn(
-                    options, figure, network.name, options.group, options.images):
+        for figure in [each for each in over_all if each in options.figures and (drawing or each == "top9")]:
+            if not cluster and utils.is_drawn(options, figure, network.name, options.group, options.images):
+                utils.tell(f"{figure}: there already")
+            else:
                 globals()[f"draw_{figure}"](options, network, cluster)
     return 1 if options.skipped else 0
 

@@ -214,7 +214,7 @@ def draw_overlay(seen):
         page = Figure(figsize=np.array(seen.pixels.shape[1::-1]) / 100, dpi=100)
         page.figimage(utils.overlay(seen.pixels, cam, seen.options.colormap))
         stem = f"{seen.options.stems[seen.path]}_{seen.network.name}_overlay_{index}"
-        seen.write("overlay", stem, page, [seen.path], seen.network.name)
+        seen.write("overlay", stem, page, {f"{seen.layer}/{index}": cam})
 
 
 def deletion_and_insertion(seen, maps, orders=10):
@@ -233,8 +233,8 @@ def deletion_and_insertion(seen, maps, orders=10):
     for name, start, end in (("deletion", x, grey), ("insertion", blurred, x)):
         curves[name] = []
         for order in orders:
-            rank = np.argsort(order).reshape(height, width, 1) / order.size
-            steps = np.stack([np.where(rank < share, end, start) for share in np.linspace(0, 1, 11)])
+            rank = np.argsort(order).reshape(height, width, 1)
+            steps = np.stack([np.where(rank < count, end, start) for count in np.linspace(0, order.size, 11).round()])
             curves[name].append(seen.network.probabilities(seen.network.predict(steps)).numpy())
     return {name: np.stack(values) for name, values in curves.items()}
 

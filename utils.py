@@ -1,7 +1,6 @@
 """What the scripts share: the command line, photographs, classes, networks from files, overlays and pages.
 
-For a notebook: `read_photo`, `network_input`, `open_network`, `overlay`. Importing this module costs no TensorFlow.
-"""
+For a notebook: `read_photo`, `network_input`, `open_network`, `overlay`. Importing this module costs no TensorFlow."""
 import argparse
 import collections
 import contextlib
@@ -32,6 +31,11 @@ PHOTO_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # none of Pillow'
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff",
                  ".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw")  # from .heic on: told, not read
 COLORMAPS = {key[9:].lower(): value for key, value in vars(cv2).items() if key.startswith("COLORMAP_")}
+PLAIN = {  # what Keras, HDF5 and NumPy say of a file, in other words
+    r"variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))": r"an array \2 stands where \1 belongs",
+    "ambda": "it holds a Lambda layer, whose code is not run: build it of layers of Keras",
+    r"(?:Could not locate class|Unknown layer:) '(\w+)'": r"\1 is no class of Keras, and no code of a file is run",
+    "allow_pickle": "it holds no arrays, or pickled ones", r"\bzip\b": "it is no .keras file, or not a whole one"}
 INSIDE = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
 PAGE, GAP, MARGIN, LINE = 1200, 10, 14, 17  # pixels: width of a page, between tiles, around it all, of a line of text
 
@@ -50,12 +54,11 @@ def tell(text):
 
 
 def run(step, *arguments):
-    """Call a step of a program; end it as the shell is promised: one line and code 2 for what was expected to go wrong,
-    130 for Ctrl-C. What libraries print goes to stderr: stdout is the list of files written."""
+    """Call a step of a program; end it with one line and code 2 for what was expected to go wrong, 130 for Ctrl-C."""
     logging.disable(logging.WARNING)  # what libraries have to say to programmers
     warnings.simplefilter("ignore")
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is the list of files written
             return step(*arguments)
     except (UserError, OSError) as error:  # OSError: a file or folder that cannot be read or written
         tell(f"error: {error}")
@@ -107,7 +110,8 @@ def kernel_numbers(text):
     ends = [re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", word.strip()) for word in text.split(",")]
     if not all(ends):
         raise argparse.ArgumentTypeError(f"{text!r}: numbers from 0, ranges like 0-8, or top9 alone")
-    return list(dict.fromkeys(number for end in ends for number in range(int(end[1]), int(end[2] or end[1]) + 1)))
+    ends = [sorted((int(end[1]), int(end[2] or end[1]))) for end in ends]
+    return list(dict.fromkeys(number for first, last in ends for number in range(first, last + 1)))
 
 
 READERS = {
@@ -120,11 +124,8 @@ READERS = {
 
 
 def read_options(script):
-    """The constants of a script, its globals(), overridden by its command line, as a namespace.
-
-    A constant is read by the function that reads its option; --help shows the comment beside it, and what the figures
-    say of themselves. UserError for all that can be found wrong before TensorFlow is imported.
-    """
+    """The constants of a script, its globals(), overridden by its command line, as a namespace. --help shows their
+    comments, and what the figures say of themselves. UserError for all that is wrong without asking TensorFlow."""
     def text(value):
         return ",".join(map(str, value)) if isinstance(value, (list, tuple, range)) else str(value)
 
@@ -162,19 +163,17 @@ def read_options(script):
 
 
 def find_photos(options, given):
-    """Find the photographs among files, patterns and folders, and names for what is made of them.
-
-    Folders are walked recursively, in sorted order, without our own results. options.images: their paths; .stems: what
-    the results of each are called, no two the same; .group: those over several. A single one is read, to tell at once.
-    """
-    found, options.stems, options.skipped, taken = [], {}, [], collections.Counter()
+    """Find the photographs among files, patterns and folders (walked, in order, without our own results).
+    options.images: their paths; .stems: what results of each are called, no two the same; .group: of several."""
+    found, options.stems, options.skipped = [], {}, []
     for word in map(str, given):
         if re.match(r"[a-z]+://", word):
             raise UserError(f"{word} is an address: fetch the photograph first, and give the file")
         for path in map(Path, [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True)) or [word]):
             found += [path] if not path.is_dir() else [
                 inside for inside in sorted(path.rglob("*")) if inside.suffix.lower() in PHOTO_ENDINGS
-                and not RESULT.search(inside.name) and "/." not in f"/{inside.relative_to(path).as_posix()}"]
+                and "/." not in f"/{inside.relative_to(path).as_posix()}" and inside.is_file()
+                and not (RESULT.search(inside.name) and b'"stamps": ' in inside.read_bytes())]
     if not found:
         raise UserError(f"no photographs in {', '.join(map(str, given))} (endings: {' '.join(PHOTO_ENDINGS)})")
     options.images = list(dict.fromkeys(found))
@@ -182,22 +181,21 @@ def find_photos(options, given):
     for path in options.images:
         full = f"{path.resolve().parent.name}_{path.name.replace('.', '_')}"
         stem = (full if stems[path.stem.lower()] > 1 else path.stem).lower()
-        options.stems[path] = stem + "_" * taken[stem]
-        taken[stem] += 1
+        while stem in options.stems.values():
+            stem += "_"
+        options.stems[path] = stem
     options.group = options.stems[found[0]] + f"_and_{len(options.images) - 1}_more" * (len(options.images) > 1)
     if len(given) == 1 and os.path.isdir(given[0]):
         options.group = Path(given[0]).resolve().name.lower()
     if len(options.images) == 1:
-        read_photo(found[0])
+        read_photo(found[0])  # what is wrong with it is told at once
 
 
 def read_photo(path):
     """The pixels of a photograph, uint8 (H, W, 3), RGB, upright, transparency laid over white, 16 bits scaled to 8.
-
     UserError for anything that cannot be read. Pillow reads: unlike OpenCV it refuses a file that ends early."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # more than 89 million pixels
             with Image.open(path, formats=PHOTO_FORMATS) as image:
                 image = ImageOps.exif_transpose(image)
@@ -219,7 +217,6 @@ def resize(image, width, height):
 
 def network_input(pixels, size=(224, 224), preprocess="caffe", channels=3):
     """What a network is fed: float32 (1, H, W, channels). The whole photograph is squeezed to size, nothing is cropped.
-
     preprocess: caffe (BGR less the ImageNet mean), tf (-1 to 1), torch (ImageNet mean and deviation), as Keras calls
     them; unit (0 to 1), none (0 to 255). channels: 3, or 1 for a grey photograph."""
     import keras
@@ -233,20 +230,26 @@ def network_input(pixels, size=(224, 224), preprocess="caffe", channels=3):
     return x if channels == 3 else x.mean(axis=-1, keepdims=True)
 
 
+def readable(options, paths):
+    """(path, pixels) of the photographs that can be read; the others are named once, and kept in options.skipped."""
+    for path in paths:
+        try:
+            if path not in options.skipped:
+                yield path, read_photo(path)
+        except UserError as error:
+            tell(f"skipped: {error}")
+            options.skipped.append(path)
+
+
 def photographs(options, targets):
-    """Each photograph of which targets (figure, network name) are left to be drawn: (path, pixels, targets left).
-    What cannot be read is named, kept in options.skipped, and left out."""
+    """Each photograph of which targets (figure, network name) are left to be drawn: (path, pixels, targets left)."""
     drawn = there = 0
     for path in options.images if targets else ():
         left = [target for target in targets if not is_drawn(options, *target, options.stems[path], [path])]
         there += not left
-        try:
-            if left:
-                yield path, read_photo(path), left
-                drawn += 1
-        except UserError as error:
-            tell(f"skipped: {error}")
-            options.skipped.append(path)
+        for _, pixels in readable(options, [path] if left else []):
+            yield path, pixels, left
+            drawn += 1
     if there or targets and len(options.images) > 1:
         tell(f"photographs: {drawn} drawn, {there} there already, {len(options.skipped)} unreadable")
 
@@ -284,6 +287,13 @@ def find_class(word, classes):
     return found[0]
 
 
+def plain(error):
+    """What a library said of a file, on one line, in plain words where they are known."""
+    text = " ".join(str(error).split())
+    found = [match.expand(words) for pattern, words in PLAIN.items() for match in re.finditer(pattern, text)]
+    return (found or [text])[0][:250]
+
+
 def is_saved_network(path):
     """Whether a file is a whole Keras network, .keras or .h5, and not weights alone."""
     with contextlib.suppress(OSError), h5py.File(path, "r") as file:
@@ -293,14 +303,11 @@ def is_saved_network(path):
 
 def open_weights(options, label, build, files, shown, layer=None, size=(224, 224), load=None):
     """The network of a script with the weights that the options ask for. UserError where it cannot be had.
-
     build(weights): the Keras network, untrained (None) or with `imagenet`; load(model, path), if not by Keras. files:
     published names. shown: wildcards of what `--layers all` stands for; layer: what figures of one layer draw then.
     Returns a namespace: label and name, in titles and files; model, flat, with logits for output; layers, layer; titles
-    of the classes; prepare: pixels -> x; predict: x -> logits; probabilities: of logits.
-    """
+    of the classes; prepare: pixels -> x; predict: x -> logits; probabilities: of logits."""
     import keras
-    import tensorflow as tf
     with quiet():
         keras.utils.set_random_seed(options.seed % 2**32)  # the first operation: it starts the devices
     path, sigmoid = options.path, False
@@ -317,11 +324,9 @@ def open_weights(options, label, build, files, shown, layer=None, size=(224, 224
             found = [path / name for name in files if (path / name).exists()] or [path / files[0]]
             (load or keras.Model.load_weights)(model, found[0] if path.is_dir() else path)
     except Exception as error:  # no connection, a wrong hash, a broken file: Keras and HDF5 fail in many ways
-        text = re.sub(r".*variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\)).*",
-                      r"an array \2 stands where \1 belongs", " ".join(str(error).split()))
         hint = "a network of your own is to be given whole, as model.save('mine.keras') writes it" if path else \
-            f"put {files[0]} into ~/.keras/models, or give --weights random or a file"
-        raise UserError(f"cannot load {path or 'the published weights'} into {label}: {text[:250]} ({hint})") from error
+            f"put {files[0]} into {os.environ.get('KERAS_HOME', '~/.keras')}/models, or give --weights random or a file"
+        raise UserError(f"cannot load {path or 'published weights'} into {label}: {plain(error)} ({hint})") from error
     layers, layer = choose_layers(options, model, shown, layer)
     classes = read_labels(options.labels, model.output.shape[-1]) if len(model.output.shape) == 2 else []
     options.classes = [find_class(str(word), classes) for word in options.classes] if classes else []
@@ -331,8 +336,8 @@ def open_weights(options, label, build, files, shown, layer=None, size=(224, 224
         prepare=functools.partial(network_input, size=size, preprocess=preprocess, channels=channels),
         titles=[f"{name} ({index}{', ' * bool(synset)}{synset})".replace(f"class {index} ({index})", f"class {index}")
                 for index, (synset, name) in enumerate(classes)],
-        predict=functools.partial(model if len(options.images) == 1 else tf.function(model), training=False),
-        probabilities=tf.sigmoid if sigmoid else tf.nn.softmax)
+        predict=functools.partial(model, training=False),
+        probabilities=keras.ops.sigmoid if sigmoid else keras.ops.softmax)
 
 
 def load_network(options, size):
@@ -342,13 +347,7 @@ def load_network(options, size):
         model = keras.saving.load_model(options.path, compile=False)  # in its safe mode: no code of the file is run
         opened = open_network(model, size)
     except Exception as error:
-        text = " ".join(str(error).split())
-        if "zip" in text:
-            text = "it is no .keras file, or not a whole one"
-        if "ambda" in text:
-            text = "it holds a Lambda layer, whose code is not run: build it of layers of Keras"
-        text = re.sub(r".*Could not locate class '(\w+)'.*", r"\1 is no layer of Keras: open_network(model) takes it", text)
-        raise UserError(f"cannot open the network {options.path}: {text[:250]}") from error
+        raise UserError(f"cannot open the network {options.path}: {plain(error)}") from error
     first, own = opened.operations[1], (keras.layers.Rescaling, keras.layers.Normalization)
     if options.preprocess != "none" and (isinstance(first, own) or not isinstance(first, keras.layers.Layer)):
         tell(f"{options.path} begins with preprocessing of its own, {first.name}, after --preprocess "
@@ -358,12 +357,10 @@ def load_network(options, size):
 
 def open_network(model, size=None):
     """A flat functional copy of a Keras classifier with logits for output, which the methods of the scripts take.
-
     model: functional or Sequential, one image in, one vector of class scores out. Networks inside it are laid open: of
     two layers of one name the second is called `outer/inner`, a layer called twice becomes two. A softmax or sigmoid at
     the end is taken off; one unit with logit z becomes two classes, -z/2 and z/2. size: (H, W), where the input is
-    open. Raises ValueError for anything else.
-    """
+    open. Raises ValueError for anything else."""
     import keras
     shapes = [tensor.shape for tensor in (*getattr(model, "inputs", ()), *getattr(model, "outputs", ()))]
     if [*map(len, shapes)] != [4, 2] or shapes[0][-1] not in (1, 3):
@@ -395,9 +392,13 @@ def lay_open(network, tensor, copies):
             inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
             tensor = lay_open(layer, inputs[0], copies)
         else:
-            twin = type(layer).from_config(layer.get_config())
+            config = layer.get_config() | ({"dtype": "float32"} if isinstance(layer, keras.Layer) else {})
+            twin = type(layer).from_config(config | ({"activation": "linear"} if "activation" in config else {}))
+            if "activation" in config:
+                twin.activation = layer.activation  # also one that Keras could not look up by its name
             twin.name = layer.name if layer.name not in copies else f"{network.name}{INSIDE}{layer.name}"
-            twin.name += "_2" * (twin.name in copies)
+            while twin.name in copies:
+                twin.name += "_2"
             copies[twin.name] = layer, twin
             tensor = twin(*args, **kwargs)
         return tensor
@@ -464,8 +465,7 @@ def colorize(values, colormap):
 
 
 def heat_map(cam, height, width, scale=None):
-    """A signed map of any size after Grad-CAM's last ReLU (equation 2), enlarged, from 0 to scale, its largest value by
-    default, as 0 to 1: (height, width). Where nothing is positive all is 0."""
+    """A signed map after Grad-CAM's last ReLU (equation 2), enlarged; 1 is scale, its maximum by default, or all 0."""
     cam = np.maximum(np.asarray(cam, np.float32), 0)
     return np.clip(cv2.resize(cam / (scale or cam.max() or 1), (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
 
@@ -551,22 +551,23 @@ class View:
         """Write a page and, with --arrays, the numbers behind it. photos: paths, of a page over several. label: of a
         page over networks whose names its arrays bear already."""
         options, whose = self.options, label or self.network.label
-        name, method = whose.lower(), f" · {options.method}" if "method" in options else ""
+        method = f" · {options.method}" if "method" in options else ""
         weights = f"untrained, seed {options.seed}" if options.weights == "random" else Path(options.weights).name
         note, stem = (note, options.group) if photos else (f"{self.path.name} · {note}", options.stems[self.path])
         page = lay_out(rows, f"{whose} · {figure.replace('_', ' ')}{method} · weights: {weights}", note,
                        [(options.colormap, "max")] if bars is None else bars)
-        self.write(figure, f"{stem}_{name}_{figure}", page, photos or [self.path], name)
+        self.write(figure, f"{stem}_{whose.lower()}_{figure}", page, arrays, photos, label)
+
+    def write(self, figure, stem, page, arrays, photos=None, label=None):
+        """Write a matplotlib figure, with its settings in its metadata, after the numbers behind it."""
+        options, kind, name = self.options, self.options.format, (label or self.network.label).lower()
         if options.arrays:
             own = {} if photos else {"input": self.x, **{key: self.logits for key in vars(self) if key == "logits"}}
             arrays = arrays if label else {f"{name}/{key}": value for key, value in {**own, **arrays}.items()}
-            write_whole(options.output / f"{stem}_{name}_{figure}.npz", lambda file: np.savez(file, **arrays))
-
-    def write(self, figure, stem, page, photos, name):
-        """Write a matplotlib figure, with what it was drawn with in its metadata."""
-        kind, about = self.options.format, drawn_with(self.options, figure, name, photos)
+            write_whole(options.output / f"{stem}.npz", lambda file: np.savez(file, **arrays))
+        about = drawn_with(options, figure, name, photos or [self.path])
         how = {"pil_kwargs": {"quality": 92, "comment": about}} if kind == "jpg" else {"metadata": {"Subject": about}}
-        write_whole(self.options.output / f"{stem}.{kind}", lambda file: page.savefig(file, format=kind, **how))
+        write_whole(options.output / f"{stem}.{kind}", lambda file: page.savefig(file, format=kind, **how))
 
 
 def write_whole(path, fill):
@@ -578,7 +579,7 @@ def write_whole(path, fill):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    print(path, file=sys.__stdout__, flush=True)
+    os.write(1, os.fsencode(path) + b"\n")  # at once: whoever has read enough may close the pipe
 
 
 def drawn_with(options, figure, network, photos):
@@ -595,5 +596,5 @@ def is_drawn(options, figure, network, stem, photos):
     """Whether a figure is to be left out, since it is there, drawn with the same settings."""
     digest = drawn_with(options, figure, network, photos)[-40:].encode()
     paths = options.output.glob(f"{glob.escape(f'{stem}_{network}_{figure}')}*.{options.format}")
-    return options.skip_existing and sum(digest in path.read_bytes() for path in paths) >= (
-        len(options.classes) if figure == "overlay" else 1)
+    count = sum(isinstance(word, int) or int(word[3:]) for word in {*options.classes}) if figure == "overlay" else 1
+    return options.skip_existing and sum(digest in path.read_bytes() for path in paths) >= count
