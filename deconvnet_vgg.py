@@ -26,8 +26,8 @@ KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the
 CLASSES = ["top1"]    # of occlusion: an index, WordNet id or name, or top1: the most probable
 MODE = "all"          # all: a kernel's whole map is brought back; max: its strongest position
 RULES = ["deconvnet"]  # what a ReLU lets down: deconvnet, guided, gradient, or several of them
-PATCH = 56            # of occlusion: width of the grey square, in pixels of the network's input
-STRIDE = 16           # of occlusion: its steps
+PATCH = 25            # of occlusion: width of the grey square, percent of the shorter side
+STRIDE = 7            # of occlusion: its steps, percent of the shorter side
 COMPARED = 4          # how many photographs comparison sets side by side at most
 WEIGHTS = "imagenet"  # imagenet, tiny, random, a weights file, a folder of published ones, a saved network
 LABELS = ""           # of a saved network: a file with a class name a line, or a folder with a sub-folder a class
@@ -167,8 +167,8 @@ class View(utils.View):
             return photo, f"{title} · silent"
         return utils.overlay(photo, map_, self.options.colormap, scale=scale), f"{title} · max {map_.max():.3g}"
 
-    def grey(self, values, like, scale=None):
-        return utils.signed_grey(values, like, self.options.preprocess, scale)
+    def grey(self, values, like):
+        return utils.signed_grey(values, like, self.options.preprocess)
 
     def key(self, layer, kernel, mode, rule):
         """LAYER/KERNEL of the mode and first rule of the options; another mode or rule stands behind it."""
@@ -247,7 +247,7 @@ def draw_blocks(seen):
 
 
 def draw_comparison(options, network, _):
-    """The same kernels, a row each: of several photographs side by side, on one scale; of one, four ways back."""
+    """The same kernels, a row each: of several photographs side by side, maps on one scale; of one, four ways back."""
     layer, rows, arrays, readable = network.layer, [], {}, utils.readable(options, options.images)
     views = [View(options, network, *photo) for _, photo in zip(range(max(options.compared, 1)), readable)]
     if not views:
@@ -269,8 +269,7 @@ def draw_comparison(options, network, _):
             rows[-1].append(view.feature(photo, maps[number, ..., kernel], title, maps[..., kernel].max()))
             for way, values in back.items():
                 cut = cuts[way][number * len(kernels) + place] if cuts.get(way) else ...
-                picture = view.grey(values[number, place][cut], photo if cut is ... else np.empty((height, height)),
-                                    np.abs(values[:, place]).max() / 2 if several else None)
+                picture = view.grey(values[number, place][cut], photo if cut is ... else np.empty((height, height)))
                 rows[-1].append((picture, "" if place else ": ".join(way[::-1])))
                 arrays[view.key(layer, kernel, *way) + behind] = values[number, place]
             arrays["input" + behind] = view.x
@@ -353,7 +352,7 @@ def draw_top9(options, network, cluster):
             tiles[kernel, rule].append(view.grey(values[cut], np.empty((side, side))))
             arrays[f"{view.key(layer, kernel, 'max', rule)}/{options.stems[options.images[number]]}"] = values
     tiles = [(mosaic(pictures, across), f"kernel {kernel}: {what}") for (kernel, what), pictures in tiles.items()]
-    wide = (6 if many == 9 else 1) // (1 + len(rules)) * (1 + len(rules)) or 1 + len(rules)
+    wide = max(1, utils.PAGE // (across * (side + 2) + utils.GAP) // (1 + len(rules))) * (1 + len(rules))
     view.save("top9", [tiles[start:start + wide] for start in range(0, len(tiles), wide)],
               f"{layer} · of {len(options.images)} photographs · zero is grey", arrays, [], options.images)
 
@@ -367,10 +366,10 @@ def draw_occlusion(seen):
     kernel, summed over its map, fall where it is, and which class is the most probable one then."""
     options, network, layer = seen.options, seen.network, seen.network.layers[-1]
     seen.know(network.predict(seen.x)[0].numpy())
-    before, photo, patch, step = seen.maps(layer), utils.fit(seen.pixels, 5), options.patch, max(options.stride, 1)
+    patch, step = (max(round(min(seen.x.shape[1:3]) * share / 100), 1) for share in (options.patch, options.stride))
+    before, photo = seen.maps(layer), utils.fit(seen.pixels, 5)
     kernel, grey = strongest(before, options.kernels)[0], network.prepare(np.full((9, 9, 3), 128, np.uint8))[0, 0, 0]
-    top = utils.get_layer(network.model, layer).output
-    model = keras.Model(network.model.inputs[0], [network.model.outputs[0], top])
+    model = keras.Model(network.model.inputs[0], [*network.model.outputs, utils.get_layer(network.model, layer).output])
     ys, xs = (np.arange(step // 2, side, step) - patch // 2 for side in seen.x.shape[1:3])
     logits, responses = [], []
     for y in ys:
@@ -396,7 +395,7 @@ def draw_occlusion(seen):
            seen.feature(photo, response - responses, f"kernel {kernel}: sum of its map {response:.3g}, hidden "
                                                      f"{responses.min():.3g} to {responses.max():.3g}"),
            (seen.grey(back, photo), f"kernel {kernel}, projected")]
-    note = f"{network.titles[index]} · {layer} · a grey square of {patch} pixels on each point; hot is what is needed"
+    note = f"{network.titles[index]} · {layer} · a grey square on each point; hot is what is needed"
     seen.save("occlusion", [row], note, {f"{layer}/{index}/probability": ours, "most_probable": winners,
                                          f"{layer}/{kernel}/response": responses})
 

@@ -241,10 +241,10 @@ def deletion_and_insertion(seen, maps, orders=10):
 
 def curve_tile(name, curves):
     """A curve over chance, two sample standard deviations wide: (picture, title, whether its area is better)."""
-    figure = Figure(figsize=(2.8, 2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(2.8, 2.2), dpi=100, layout="constrained")
     axes, shares, under = figure.subplots(), np.linspace(0, 100, 11), (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
     mean, spread = curves[1:].mean(axis=0), 2 * curves[1:].std(axis=0, ddof=1)
-    axes.fill_between(shares, mean - spread, mean + spread, color="0.85")
+    axes.fill_between(shares, np.maximum(mean - spread, 0), np.minimum(mean + spread, 1), color="0.85")
     axes.plot(shares, mean, color="0.5", label="random order")
     axes.plot(shares, curves[0], color="C3", label="warmest first")
     axes.set(xlim=(0, 100), ylim=(0, None), xlabel=f"% of pixels, {name}", ylabel="probability")

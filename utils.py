@@ -476,14 +476,13 @@ def overlay(photo, cam, colormap="jet", alpha=0.5, scale=None):
     return cv2.addWeighted(np.ascontiguousarray(colours), alpha, photo, 1 - alpha, 0)
 
 
-def signed_grey(values, like, preprocess="none", scale=None):
-    """A projection or gradient (h, w, channels) as a picture, uint8, of the size of another: zero is grey, signs stay.
-    preprocess: caffe has channels in the order BGR. scale: what becomes white, by default the 99th percentile of the
-    absolute values, once they are shrunk, which averages alternating signs away."""
+def signed_grey(values, like, preprocess="none"):
+    """A projection or gradient (h, w, channels) as a picture, uint8, of the size of another: zero is grey, signs stay,
+    the 99th percentile of the absolute values is white. preprocess: caffe has channels in the order BGR."""
     height, width = like.shape[:2]
     values = resize(np.asarray(values, np.float32), width, height).reshape(height, width, -1)
-    sizes = np.abs(values[values != 0])
-    scale = scale or (np.percentile(sizes, 99) if sizes.size else 1)
+    sizes = np.abs(values[values != 0])  # of what has been shrunk: alternating signs average away
+    scale = np.percentile(sizes, 99) if sizes.size else 1
     picture = np.repeat(np.uint8(np.clip(128.5 + 127 * values / scale, 1, 255)), 3 // values.shape[-1], axis=-1)
     return picture[..., ::-1] if preprocess == "caffe" else picture
 

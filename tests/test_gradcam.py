@@ -498,7 +498,6 @@ def test_signed_grey_keeps_signs_on_one_scale():
         assert rgb.dtype == np.uint8 and (rgb[..., 2] == 128).all()  # zero is grey
         np.testing.assert_allclose(rgb, (128 + 127 * values).clip(1, 255), atol=4)  # 4: the 99th percentile is white
     np.testing.assert_array_equal(utils.signed_grey(values, like, "caffe"), utils.signed_grey(values, like)[..., ::-1])
-    np.testing.assert_allclose(utils.signed_grey(ramp, like, scale=4), np.tile(128 + 127 * ramp / 4, 3), atol=1)
     assert (utils.signed_grey(np.zeros((5, 6, 3)), like) == 128).all()
     # Shrinking averages alternating signs away, one hot pixel does not darken the rest.
     values = np.tile([[1.0, -1.0], [-1.0, 1.0]], (20, 20))[..., None] * 1000 + np.linspace(-1, 1, 40)[:, None, None]

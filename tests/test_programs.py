@@ -184,7 +184,7 @@ JOBS = {  # a name and what is typed; where the desk is the folder above
                  "layers,classes,negative,one_class,kernels,guided,overlay", "--format", "png", "--seed", "3"],
     "tiny": ["deconvnet_vgg", CAT, "--weights", "tiny", "--arrays", "--kernels", "top2", "--models", "vgg16"],
     "inceptionv3": ["deconvnet_inceptionv3", HOPPER_COFFEE, "--weights", "random", "--figures", "all", "--kernels",
-                    "top2", "--stride", "150", "--format", "pdf", "--rules", "guided"],
+                    "top2", "--stride", "50", "--format", "pdf", "--rules", "guided"],
     "folder": ["gradcam_vgg", "../photos", *SAVED, "--figures", "all", "--arrays", "--classes", "ring,4"],
     "kernels": ["deconvnet_vgg", "../photos", *SAVED, "--figures", "all", "--arrays", "--mode", "max", "--kernels",
                 "3,0-1", "--layers", "conv2"],
