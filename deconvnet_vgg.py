@@ -105,20 +105,20 @@ def down(operation, signals, values, mode, rule):
 
 
 def filter_down(layer, signal, below, mode):
-    """«Filtering»: convolution with the transposed kernels; in mode max of the part of a signal that is not zero."""
+    """«Filtering»: convolution with the transposed kernels; in mode max of the part of each signal that is not zero."""
     if mode == "all" or layer.strides != (1, 1) or layer.padding != "same":
-        shape = (signal.shape[0], *below[1:])
+        shape = (len(signal), *below[1:])
         return tf.nn.conv2d_transpose(signal, layer.kernel, shape, layer.strides, layer.padding.upper())
-    parts, reach = [], max(layer.kernel_size) // 2
-    for one in signal[:, None]:
-        lit = [np.flatnonzero(tf.reduce_any(one != 0, axis=axes)) for axes in ((0, 2, 3), (0, 1, 3))]
-        (top, bottom), (left, right) = (
-            (max(found[0] - reach, 0), min(found[-1] + reach + 1, side)) if found.size else (0, 1)
-            for found, side in zip(lit, below[1:3]))
-        cut = one[:, top:bottom, left:right]
-        part = tf.nn.conv2d_transpose(cut, layer.kernel, (*cut.shape[:3], below[3]), 1, "SAME")
-        parts.append(tf.pad(part, [(0, 0), (top, below[1] - bottom), (left, below[2] - right), (0, 0)]))
-    return tf.concat(parts, axis=0)
+    lit, reach, sizes, firsts = tf.reduce_any(signal != 0, axis=-1).numpy(), max(layer.kernel_size) // 2, [], []
+    for axis, side in ((2, below[1]), (1, below[2])):  # windows of one size, moved inside at the borders
+        lines = lit.any(axis=axis)  # (N, side)
+        first, last = lines.argmax(axis=1) - reach, side - lines[:, ::-1].argmax(axis=1) + reach
+        sizes.append(min((last - first).max(), side))
+        firsts.append(np.clip(first, 0, side - sizes[-1]))
+    cut = tf.stack([one[y:y + sizes[0], x:x + sizes[1]] for one, y, x in zip(signal, *firsts)])
+    part = tf.nn.conv2d_transpose(cut, layer.kernel, (*cut.shape[:3], below[3]), 1, "SAME")
+    return tf.stack([tf.pad(one, [(y, below[1] - y - sizes[0]), (x, below[2] - x - sizes[1]), (0, 0)])
+                     for one, y, x in zip(part, *firsts)])
 
 
 def unpool(layer, signal, values):

@@ -72,8 +72,13 @@ def class_gradients(model, layers, guided=False):
             *maps, logits = keras.tree.flatten(network(x, training=False))
         classes = tf.concat([tf.math.top_k(logits[0], top).indices, classes], axis=0)
         seeds = tf.one_hot(classes, logits.shape[-1])  # of the scores before softmax, all classes at once
-        gradients = tf.vectorized_map(lambda seed: tape.gradient(logits, x if guided else maps, seed[None]), seeds)
-        return maps, logits[0], gradients
+
+        def back(seed):
+            return tape.gradient(logits, x if guided else maps, seed[None])
+
+        if tf.executing_eagerly():
+            return maps, logits[0], tf.nest.map_structure(lambda *each: tf.stack(each), *map(back, seeds))
+        return maps, logits[0], tf.vectorized_map(back, seeds)
 
     def call(x, classes, top=0):
         if not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
@@ -92,8 +97,7 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     ones come before them. method: of CAM_WEIGHTS. The model is left as it was.
     Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive
     values speak for the class, negative ones against it; logits float32 (n_classes,).
-    Raises ValueError for an unknown layer or class.
-    """
+    Raises ValueError for an unknown layer or class."""
     maps, logits, gradients = class_gradients(model, tuple(layers))(x, classes, top)
     cams = {}
     for layer, A, g in zip(layers, maps, gradients):
@@ -103,10 +107,8 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
 
 
 def guided_backprop(model, x, classes):
-    """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, section 3.4).
-
-    Arguments and errors as of `grad_cam`. Returns float32 (len(classes), H, W, channels).
-    """
+    """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, section 3.4): float32
+    (len(classes), H, W, channels). Arguments as of `grad_cam`; raises ValueError as it does."""
     return class_gradients(model, (), guided=True)(x, classes)[2][:, 0].numpy()
 
 
@@ -219,10 +221,8 @@ def draw_overlay(seen):
 
 def deletion_and_insertion(seen, maps, orders=10):
     """Do maps find the evidence? (Petsiuk et al. 2018, arXiv 1806.07421, section 4)
-
     In steps of 10 % pixels leave for grey, or enter a blurred photograph, the warmest of a map first; for comparison
-    in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + orders, 11, n_classes)}.
-    """
+    in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + orders, 11, n_classes)}."""
     x, (height, width), generator, curves = seen.x[0], seen.x.shape[1:3], np.random.default_rng(0), {}
     tie, *chance = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
                     for _ in range(orders + 1)]
