@@ -105,7 +105,7 @@ def down(operation, signals, values, mode, rule):
 
 
 def filter_down(layer, signal, below, mode):
-    """«Filtering»: convolution with the transposed kernels; in mode max of the part of each signal that is not zero."""
+    """«Filtering»: convolution with the transposed kernels; in mode max of what is not zero of a signal."""
     if mode == "all" or layer.strides != (1, 1) or layer.padding != "same":
         shape = (len(signal), *below[1:])
         return tf.nn.conv2d_transpose(signal, layer.kernel, shape, layer.strides, layer.padding.upper())

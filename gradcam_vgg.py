@@ -109,7 +109,7 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
 
 def guided_backprop(model, x, classes):
     """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, section 3.4): float32
-    (len(classes), H, W, channels). Arguments as of `grad_cam`; raises ValueError as it does."""
+    (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
     return class_gradients(model, (), guided=True)(x, classes)[2][:, 0].numpy()
 
 
