@@ -192,12 +192,12 @@ def different(maps, count=9, limit=0.8):
 
 
 def patches(projections):
-    """Where projections of strongest positions, (N, H, W, channels), are not zero, as slices, all of the size of the
-    largest, moved inside at the borders; None where that is most of the photograph."""
+    """Where projections of strongest positions, (N, H, W, channels), are not zero, as slices: squares of one size,
+    moved inside at the borders; None where that is most of the photograph."""
     sides = np.array(projections.shape[1:3])
     lit = [np.nonzero(one.any(axis=-1)) for one in projections]
     boxes = np.array([[(at.min(), at.max() + 1) if at.size else (0, 1) for at in places] for places in lit])
-    size = (boxes[..., 1] - boxes[..., 0]).max(axis=0)
+    size = np.minimum((boxes[..., 1] - boxes[..., 0]).max(), sides)
     if size.prod() > sides.prod() / 2:
         return None
     corners = np.clip((boxes.sum(axis=-1) - size) // 2, 0, sides - size)
@@ -211,39 +211,39 @@ def mosaic(pictures, columns=3):
     return np.vstack([np.hstack(framed[start:start + columns]) for start in range(0, len(framed), columns)])
 
 
-def draw_projections(seen):
+def draw_projections(view):
     """Kernels of one layer: map, whole map brought back, strongest position, its patch, that of the photograph."""
-    layer, rules, maps, rows, arrays = seen.layer, seen.options.rules, seen.maps(seen.layer), [], {}
-    kernels = strongest(maps, seen.options.kernels)
-    back = {(mode, rule): seen.back(layer, kernels, mode, rule) for rule in rules for mode in ("all", "max")}
+    layer, rules, maps, rows, arrays = view.layer, view.options.rules, view.maps(view.layer), [], {}
+    kernels = strongest(maps, view.options.kernels)
+    back = {(mode, rule): view.back(layer, kernels, mode, rule) for rule in rules for mode in ("all", "max")}
     cuts = patches(back["max", rules[0]])
-    photo = utils.fit(seen.pixels, 1 + (3 if cuts else 2) * len(rules) + bool(cuts))
-    fed, square = utils.resize(seen.pixels, *seen.x.shape[2:0:-1]), photo[:min(photo.shape[:2]), :min(photo.shape[:2])]
+    photo = utils.fit(view.pixels, 1 + (3 if cuts else 2) * len(rules) + bool(cuts))
+    fed, square = utils.resize(view.pixels, *view.x.shape[2:0:-1]), photo[:min(photo.shape[:2]), :min(photo.shape[:2])]
     for place, kernel in enumerate(kernels):
-        row = [seen.feature(photo, maps[..., kernel], f"kernel {kernel}")]
+        row = [view.feature(photo, maps[..., kernel], f"kernel {kernel}")]
         for rule in rules:
             whole, strong = back["all", rule][place], back["max", rule][place]
-            row += [(seen.grey(whole, photo), f"{rule}: whole map"), (seen.grey(strong, photo), "strongest position")]
-            row += [(seen.grey(strong[cuts[place]], square), "its patch")] if cuts else []
+            row += [(view.grey(whole, photo), f"{rule}: whole map"), (view.grey(strong, photo), "strongest position")]
+            row += [(view.grey(strong[cuts[place]], square), "its patch")] if cuts else []
         row += [(utils.resize(fed[cuts[place]], *square.shape[:2]), "of the photograph")] if cuts else []
         rows.append([row[0], *((picture, "" if place else title) for picture, title in row[1:])])
-        arrays |= {seen.key(layer, kernel, *way): values[place] for way, values in back.items()}
-    seen.save("projections", rows, f"{layer} · in grey pictures zero is grey", arrays)
+        arrays |= {view.key(layer, kernel, *way): values[place] for way, values in back.items()}
+    view.save("projections", rows, f"{layer} · in grey pictures zero is grey", arrays)
 
 
-def draw_blocks(seen):
+def draw_blocks(view):
     """Nine kernels that differ of the last layer of every block: their maps over the photograph, and brought back."""
-    rows, arrays, photo = [], {}, utils.fit(seen.pixels, 3 * (1 + len(seen.options.rules)))
-    for layer in seen.network.layers:
-        maps = seen.maps(layer)
+    rows, arrays, photo = [], {}, utils.fit(view.pixels, 3 * (1 + len(view.options.rules)))
+    for layer in view.network.layers:
+        maps = view.maps(layer)
         kernels = different(maps)
-        shown = mosaic([seen.feature(photo, maps[..., kernel])[0] for kernel in kernels])
+        shown = mosaic([view.feature(photo, maps[..., kernel])[0] for kernel in kernels])
         rows.append([(shown, f"{layer}: kernels {' '.join(map(str, kernels))}")])
-        for rule in seen.options.rules:
-            back = seen.back(layer, kernels, "all", rule)
-            rows[-1].append((mosaic([seen.grey(values, photo) for values in back]), rule))
-            arrays |= {seen.key(layer, kernel, "all", rule): values for kernel, values in zip(kernels, back)}
-    seen.save("blocks", rows, "whole maps, the strongest kernel first · zero is grey", arrays)
+        for rule in view.options.rules:
+            back = view.back(layer, kernels, "all", rule)
+            rows[-1].append((mosaic([view.grey(values, photo) for values in back]), "" if rows[1:] else rule))
+            arrays |= {view.key(layer, kernel, "all", rule): values for kernel, values in zip(kernels, back)}
+    view.save("blocks", rows, "whole maps, the strongest kernel first · zero is grey", arrays)
 
 
 def draw_comparison(options, network, _):
@@ -318,10 +318,10 @@ def scan(options, network, cluster):
             found = respond(np.stack([x for _, x in batch])).numpy(), np.repeat(numbers, top.output.shape[-1], axis=1)
             best = nine(*(np.concatenate(pair) for pair in zip(best, found)))
     if cluster:  # where a worker has several GPUs, one of them speaks
-        said = [cluster.experimental_distribute_values_from_function(lambda context, part=part: tf.constant(
+        shares = [cluster.experimental_distribute_values_from_function(lambda context, part=part: tf.constant(
             part[:0 if context.replica_id_in_sync_group * workers % cluster.num_replicas_in_sync else 9]))
             for part in best]
-        best = nine(*(cluster.gather(part, axis=0).numpy() for part in said))
+        best = nine(*(cluster.gather(part, axis=0).numpy() for part in shares))
     return best
 
 
@@ -335,9 +335,9 @@ def draw_top9(options, network, cluster):
         return
     for number in dict.fromkeys(number for _, number in pairs):  # a photograph serves all its kernels at once
         view = View(options, network, options.images[number], utils.read_photo(options.images[number]))
-        mine = [kernel for kernel, other in pairs if other == number]
+        its = [kernel for kernel, other in pairs if other == number]
         back |= {(kernel, number, rule): values for rule in rules
-                 for kernel, values in zip(mine, view.back(layer, mine, "max", rule))}
+                 for kernel, values in zip(its, view.back(layer, its, "max", rule))}
         fed[number] = utils.resize(view.pixels, *view.x.shape[2:0:-1])
         arrays[f"input/{options.stems[view.path]}"] = view.x
     cuts = patches(np.stack([back[kernel, number, rules[0]] for kernel, number in pairs])) or [...] * len(pairs)
@@ -361,26 +361,26 @@ COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "yellow": (240, 220, 60
            "violet": (148, 103, 189), "grey": (128, 128, 128)}  # of the most frequent classes; grey of all the rest
 
 
-def draw_occlusion(seen):
+def draw_occlusion(view):
     """What a grey square hides (the paper's figure 7): how much the probability of a class and the response of a
     kernel, summed over its map, fall where it is, and which class is the most probable one then."""
-    options, network, layer = seen.options, seen.network, seen.network.layers[-1]
-    seen.know(network.predict(seen.x)[0].numpy())
-    patch, step = (max(round(min(seen.x.shape[1:3]) * share / 100), 1) for share in (options.patch, options.stride))
-    before, photo = seen.maps(layer), utils.fit(seen.pixels, 5)
+    options, network, layer = view.options, view.network, view.network.layers[-1]
+    view.know(network.predict(view.x)[0].numpy())
+    patch, step = (max(round(min(view.x.shape[1:3]) * share / 100), 1) for share in (options.patch, options.stride))
+    before, photo = view.maps(layer), utils.fit(view.pixels, 5)
     kernel, grey = strongest(before, options.kernels)[0], network.prepare(np.full((9, 9, 3), 128, np.uint8))[0, 0, 0]
     model = keras.Model(network.model.inputs[0], [*network.model.outputs, utils.get_layer(network.model, layer).output])
-    ys, xs = (np.arange(step // 2, side, step) - patch // 2 for side in seen.x.shape[1:3])
+    ys, xs = (np.arange(step // 2, side, step) - patch // 2 for side in view.x.shape[1:3])
     logits, responses = [], []
     for y in ys:
-        batch = np.repeat(seen.x, len(xs), axis=0)
+        batch = np.repeat(view.x, len(xs), axis=0)
         for picture, x in zip(batch, xs):
             picture[max(y, 0):y + patch, max(x, 0):x + patch] = grey
         scores, maps = model(batch, training=False)
         logits.append(scores)
         responses.append(maps.numpy()[..., kernel].reshape(len(xs), -1).sum(axis=1))
-    index, response = seen.classes[0], before[..., kernel].sum()
-    p = network.probabilities(seen.logits)[index].numpy()
+    index, response = view.classes[0], before[..., kernel].sum()
+    p = network.probabilities(view.logits)[index].numpy()
     likely, responses = network.probabilities(np.stack(logits)).numpy(), np.stack(responses)
     ours, winners = likely[..., index], likely.argmax(axis=-1)
     frequent = sorted(set(winners.flat), key=lambda each: -(winners == each).sum())
@@ -388,15 +388,15 @@ def draw_occlusion(seen):
     painted = np.uint8([[colours.get(each, COLOURS["grey"]) for each in row] for row in winners])
     painted = cv2.resize(painted, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     named = "; ".join(f"{colour}: {network.titles[each]}" for colour, each in zip([*COLOURS][:5], frequent))
-    back = seen.back(layer, [kernel], "all", options.rules[0])[0]
+    back = view.back(layer, [kernel], "all", options.rules[0])[0]
     row = [(photo, "photograph"),
-           seen.feature(photo, p - ours, f"p {p:.3g}, hidden {ours.min():.3g} to {ours.max():.3g}"),
+           view.feature(photo, p - ours, f"p {p:.3g}, hidden {ours.min():.3g} to {ours.max():.3g}"),
            (cv2.addWeighted(painted, 0.5, photo, 0.5, 0), f"most probable: {named}"),
-           seen.feature(photo, response - responses, f"kernel {kernel}: sum of its map {response:.3g}, hidden "
+           view.feature(photo, response - responses, f"kernel {kernel}: sum of its map {response:.3g}, hidden "
                                                      f"{responses.min():.3g} to {responses.max():.3g}"),
-           (seen.grey(back, photo), f"kernel {kernel}, projected")]
+           (view.grey(back, photo), f"kernel {kernel}, projected")]
     note = f"{network.titles[index]} · {layer} · a grey square on each point; hot is what is needed"
-    seen.save("occlusion", [row], note, {f"{layer}/{index}/probability": ours, "most_probable": winners,
+    view.save("occlusion", [row], note, {f"{layer}/{index}/probability": ours, "most_probable": winners,
                                          f"{layer}/{kernel}/response": responses})
 
 
@@ -433,10 +433,10 @@ def main(options):
     drawing, over_all = not cluster or cluster.cluster_resolver.task_id == 0, ("comparison", "top9")
     for network in open_networks(options):
         single = [(figure, network.name) for figure in options.figures if drawing and figure not in over_all]
-        for path, pixels, left in utils.photographs(options, single):
-            seen = View(options, network, path, pixels)
-            for figure, _ in left:
-                globals()[f"draw_{figure}"](seen)
+        for path, pixels, missing in utils.photographs(options, single):
+            view = View(options, network, path, pixels)
+            for figure, _ in missing:
+                globals()[f"draw_{figure}"](view)
         for figure in [each for each in over_all if each in options.figures and (drawing or each == "top9")]:
             if not cluster and utils.is_drawn(options, figure, network.name, options.group, options.images):
                 utils.tell(f"{figure}: there already")

@@ -7,7 +7,6 @@
 Selvaraju et al. 2016, arXiv 1610.02391. VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it.
 """
 import functools
-import itertools
 import sys
 
 import cv2
@@ -48,46 +47,44 @@ CAM_WEIGHTS = {  # of feature maps A, (1, h, w, K), from the gradients g = dy/dA
     "layercam": lambda g, A: tf.nn.relu(g)}  # Jiang et al. 2021, LayerCAM: a weight for every position
 
 
-@functools.lru_cache(maxsize=4)
-def class_gradients(model, layers, guided=False):
-    """A function (x, classes, top) -> (maps, logits, gradients of class scores at the maps or, guided, at x). Its first
-    call runs eagerly, since tracing costs more than one photograph, the later ones by a trace made once."""
+@functools.lru_cache(maxsize=8)
+def with_maps(model, layers=()):
+    """The network with the feature maps of layers as outputs beside its logits."""
     if utils.last_name(model) or any(isinstance(layer, keras.Model) for layer in model.layers):
         raise ValueError("the network ends in a softmax or sigmoid, or holds another: utils.open_network mends that")
-    maps = [utils.get_layer(model, name).output for name in layers]
-    network = keras.Model(model.inputs[0], [*maps, model.outputs[0]])
-    if guided:
-        @tf.custom_gradient
-        def gate(f):  # behind each ReLU, which itself lets a signal R down only where f > 0 …
-            return tf.identity(f), tf.nn.relu  # … and this one only where R > 0
+    return keras.Model(model.inputs[0], [*(utils.get_layer(model, name).output for name in layers), model.outputs[0]])
 
-        def gated(layer, *args, **kwargs):
-            output = layer(*args, **kwargs)
-            return keras.layers.Activation(gate)(output) if utils.relu_ceiling(layer) else output
 
-        network = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=gated)
+@functools.lru_cache(maxsize=8)
+def with_guided_relus(model):
+    """The network, its weights shared, with ReLUs that let a signal R down where R > 0 and their value f > 0."""
+    # Behind each ReLU, whose own derivative sees to f > 0, stands an identity whose derivative sees to R > 0.
+    gate = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))
 
-    def compute(x, classes, top):
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(x)
-            *maps, logits = keras.tree.flatten(network(x, training=False))
-        classes = tf.concat([tf.math.top_k(logits[0], top).indices, classes], axis=0)
-        seeds = tf.one_hot(classes, logits.shape[-1])  # of the scores before softmax, all classes at once
+    def call(layer, *args, **kwargs):
+        output = layer(*args, **kwargs)
+        return keras.layers.Activation(gate)(output) if utils.relu_ceiling(layer) else output
 
-        def back(seed):
-            return tape.gradient(logits, x if guided else maps, seed[None])
+    return keras.models.clone_model(with_maps(model), clone_function=lambda layer: layer, call_function=call)
 
-        if tf.executing_eagerly():
-            return maps, logits[0], tf.nest.map_structure(lambda *each: tf.stack(each), *map(back, seeds))
-        return maps, logits[0], tf.vectorized_map(back, seeds)
 
-    def call(x, classes, top=0):
-        if not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
-            raise ValueError(f"unknown class in {list(classes)}: from 0 to {model.outputs[0].shape[-1] - 1}")
-        return next(calls)(tf.constant(x, tf.float32), tf.constant(classes, tf.int32), top)
+@tf.function  # one trace for a network and a number of classes; main has a single photograph done without
+def class_gradients(network, x, classes, top=0):
+    """(maps, logits, derivatives of class scores y) of a network of the kind above, from one forward pass.
+    The derivatives are dy/dA for each of its maps A, (classes, 1, h, w, K), or dy/dx where it has none."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        *maps, logits = keras.tree.flatten(network(x, training=False))
+        probable = tf.math.top_k(logits[0], top).indices
+        y = tf.gather(logits[0], tf.concat([probable, classes], axis=0))  # the scores before softmax
+    return maps, logits[0], tape.jacobian(y, maps or x, experimental_use_pfor=not tf.executing_eagerly())
 
-    calls = itertools.chain([compute], itertools.repeat(tf.function(compute)))
-    return call
+
+def as_tensors(model, x, classes):
+    """x and classes as TensorFlow wants them. ValueError for a class that the network does not have."""
+    if not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
+        raise ValueError(f"unknown class in {list(classes)}: from 0 to {model.outputs[0].shape[-1] - 1}")
+    return tf.constant(x, tf.float32), tf.constant(classes, tf.int32)
 
 
 def grad_cam(model, x, layers, classes, method="gradcam", top=0):
@@ -99,10 +96,10 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive
     values speak for the class, negative ones against it; logits float32 (n_classes,).
     Raises ValueError for an unknown layer or class."""
-    maps, logits, gradients = class_gradients(model, tuple(layers))(x, classes, top)
+    maps, logits, gradients = class_gradients(with_maps(model, tuple(layers)), *as_tensors(model, x, classes), top)
     cams = {}
-    for layer, A, g in zip(layers, maps, gradients):
-        alpha = CAM_WEIGHTS[method](g[:, 0], A)  # equation 1
+    for layer, A, dy_dA in zip(layers, maps, gradients):
+        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; its ReLU is applied where it is drawn
     return cams, logits.numpy()
 
@@ -110,16 +107,16 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
 def guided_backprop(model, x, classes):
     """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, section 3.4): float32
     (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
-    return class_gradients(model, (), guided=True)(x, classes)[2][:, 0].numpy()
+    return class_gradients(with_guided_relus(model), *as_tensors(model, x, classes))[2][:, 0].numpy()
 
 
 class Evidence(utils.View):
     """What a network says of one photograph: the maps that several figures draw, and how they are drawn."""
 
-    def maps(self, layers, words):
-        """{layer: {class: map}} of the classes that words ask for, indices or topN."""
-        fixed = [word for word in words if isinstance(word, int)]
-        top = min(len(self.network.titles), max([int(word[3:]) for word in words if isinstance(word, str)] or [0]))
+    def maps(self, layers, asked):
+        """{layer: {class: map}} of the classes asked for, indices or topN."""
+        fixed = [word for word in asked if isinstance(word, int)]
+        top = min(len(self.network.titles), max([int(word[3:]) for word in asked if isinstance(word, str)] or [0]))
         maps, logits = grad_cam(self.network.model, self.x, layers, fixed, self.options.method, top)
         self.know(logits)
         indices = [*np.argsort(-logits, kind="stable")[:top].tolist(), *fixed]
@@ -131,8 +128,8 @@ class Evidence(utils.View):
         cams = self.maps([self.layer], self.options.classes)[self.layer]
         return {index: cams[index] for index in self.classes}
 
-    def title(self, index):
-        return f"{self.network.titles[index]}\np {self.network.probabilities(self.logits)[index]:.3f}"
+    def title(self, index, between="\n"):
+        return f"{self.network.titles[index]}{between}p {self.network.probabilities(self.logits)[index]:.3f}"
 
     def heat(self, photo, cam, title, word="max", colormap=None, lack="no positive evidence"):
         """A map over the photograph, its maximum in the title; where nothing is positive, the photograph in grey."""
@@ -151,108 +148,107 @@ class Evidence(utils.View):
 
 def draw_layers(views):
     """One class, every layer of every network, a row a block."""
-    first, rows, arrays, word, several = views[0], {}, {}, views[0].options.classes[0], len(views) > 1
+    first, several, asked, rows, arrays = views[0], len(views) > 1, views[0].options.classes[0], {}, {}
     photo = utils.fit(first.pixels, 7 if several else 4)
-    for seen in views:
-        maps = seen.maps(seen.network.layers, [word if isinstance(word, int) else "top1"])
-        word = index = first.classes[0]
-        arrays |= {f"{seen.network.name}/input": seen.x, f"{seen.network.name}/logits": seen.logits}
+    for view in views:
+        maps = view.maps(view.network.layers, [asked if isinstance(asked, int) else "top1"])
+        asked = index = first.classes[0]  # of the second network the same class
+        arrays |= {f"{view.network.name}/input": view.x, f"{view.network.name}/logits": view.logits}
         for layer, cams in maps.items():
-            tile = seen.heat(photo, cams[index], f"{seen.network.label} {layer}" if several else layer)
+            tile = view.heat(photo, cams[index], f"{view.network.label} {layer}" if several else layer)
             rows.setdefault(layer.partition("_")[0], []).append(tile)
-            arrays[f"{seen.network.name}/{layer}/{index}"] = cams[index]
+            arrays[f"{view.network.name}/{layer}/{index}"] = cams[index]
     rows[[*rows][0]].append((photo, "photograph"))
-    if first.options.saved:  # its names tell of no blocks
+    if first.options.saved:  # the names of its layers tell of no blocks
         rows = dict(enumerate(first.grid([(cams[index], layer) for layer, cams in maps.items()])))
-    note = [first.network.titles[index], *(f"{seen.network.label} {seen.title(index)[-7:]}" for seen in views)]
-    first.save("layers", [*rows.values()], " · ".join(note), arrays, label="VGG" if several else first.network.label)
+    note = " · ".join(f"{view.network.label}: {view.title(index, ', ')}" for view in views)
+    first.save("layers", [*rows.values()], note, arrays, label="VGG" if several else first.network.label)
 
 
-def draw_classes(seen):
+def draw_classes(view):
     """One layer, a tile a class."""
-    layer, rows = seen.layer, seen.grid([(cam, seen.title(index)) for index, cam in seen.cams.items()])
-    seen.save("classes", rows, layer, {f"{layer}/{index}": cam for index, cam in seen.cams.items()})
+    layer, rows = view.layer, view.grid([(cam, view.title(index)) for index, cam in view.cams.items()])
+    view.save("classes", rows, layer, {f"{layer}/{index}": cam for index, cam in view.cams.items()})
 
 
-def draw_negative(seen):
+def draw_negative(view):
     """What speaks for a class and, below, what speaks against it: the last ReLU keeps the negative pixels instead."""
-    photo, cold, cams, rows = utils.fit(seen.pixels, 5), "viridis", [*seen.cams.items()], []
+    photo, cold, cams, rows = utils.fit(view.pixels, 5), "viridis", [*view.cams.items()], []
     for some in (cams[start:start + 4] for start in range(0, len(cams), 4)):
-        rows.append([(photo, "for"), *(seen.heat(photo, cam, seen.title(index), "for: max") for index, cam in some)])
-        rows.append([(photo, "against"), *(seen.heat(photo, -cam, "", "against: max", cold, "no negative evidence")
+        rows.append([(photo, "for"), *(view.heat(photo, cam, view.title(index), "for: max") for index, cam in some)])
+        rows.append([(photo, "against"), *(view.heat(photo, -cam, "", "against: max", cold, "no negative evidence")
                                            for _, cam in some)])
-    seen.save("negative", rows, seen.layer, {f"{seen.layer}/{index}": cam for index, cam in cams},
-              [(cold, "most against"), (seen.options.colormap, "most for")])
+    view.save("negative", rows, view.layer, {f"{view.layer}/{index}": cam for index, cam in cams},
+              [(cold, "most against"), (view.options.colormap, "most for")])
 
 
-def draw_one_class(seen):
+def draw_one_class(view):
     """One class, large: photograph, heat map, overlay."""
-    (index, _), photo, layer = [*seen.cams.items()][0], utils.fit(seen.pixels, 3), seen.layer
-    heat = utils.colorize(utils.heat_map(seen.cams[index], *photo.shape[:2]), seen.options.colormap)
-    row = [(photo, "photograph"), (heat, "heat map"), seen.heat(photo, seen.cams[index], seen.title(index))]
-    seen.save("one_class", [row], layer, {f"{layer}/{index}": seen.cams[index]})
+    (index, _), photo, layer = [*view.cams.items()][0], utils.fit(view.pixels, 3), view.layer
+    heat = utils.colorize(utils.heat_map(view.cams[index], *photo.shape[:2]), view.options.colormap)
+    row = [(photo, "photograph"), (heat, "heat map"), view.heat(photo, view.cams[index], view.title(index))]
+    view.save("one_class", [row], layer, {f"{layer}/{index}": view.cams[index]})
 
 
-def draw_kernels(seen):
+def draw_kernels(view):
     """Feature maps of one layer, over the photograph."""
-    model, layer, kernels = seen.network.model, seen.layer, seen.options.kernels
-    maps = keras.Model(model.inputs[0], utils.get_layer(model, layer).output)(seen.x, training=False)[0].numpy()
+    model, layer, kernels = view.network.model, view.layer, view.options.kernels
+    maps = keras.Model(model.inputs[0], utils.get_layer(model, layer).output)(view.x, training=False)[0].numpy()
     if isinstance(kernels, int):
         kernels = np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:kernels]
-    rows = seen.grid([(maps[..., kernel], f"kernel {kernel}") for kernel in kernels], lack="silent")
-    seen.save("kernels", rows, f"{layer} · feature maps",
+    rows = view.grid([(maps[..., kernel], f"kernel {kernel}") for kernel in kernels], lack="silent")
+    view.save("kernels", rows, f"{layer} · feature maps",
               {f"{layer}/kernels": maps[..., kernels], f"{layer}/kernel_numbers": kernels})
 
 
-def draw_guided(seen):
+def draw_guided(view):
     """Guided backpropagation, and its product with the heat map (Guided Grad-CAM), a row a class."""
-    photo, layer, rows = utils.fit(seen.pixels, 3), seen.layer, []
-    guided = dict(zip(seen.cams, guided_backprop(seen.network.model, seen.x, [*seen.cams])))
+    photo, layer, rows = utils.fit(view.pixels, 3), view.layer, []
+    guided = dict(zip(view.cams, guided_backprop(view.network.model, view.x, [*view.cams])))
     for index, saliency in guided.items():
         titles = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
-        product = saliency * utils.heat_map(seen.cams[index], *saliency.shape[:2])[..., None]
-        greys = [utils.signed_grey(values, photo, seen.options.preprocess) for values in (saliency, product)]
-        rows.append([seen.heat(photo, seen.cams[index], seen.title(index)), *zip(greys, titles)])
-    seen.save("guided", rows, f"{layer} · in grey pictures zero is grey", {
-        **{f"{layer}/{index}": cam for index, cam in seen.cams.items()},
+        product = saliency * utils.heat_map(view.cams[index], *saliency.shape[:2])[..., None]
+        greys = [utils.signed_grey(values, photo, view.options.preprocess) for values in (saliency, product)]
+        rows.append([view.heat(photo, view.cams[index], view.title(index)), *zip(greys, titles)])
+    view.save("guided", rows, f"{layer} · in grey pictures zero is grey", {
+        **{f"{layer}/{index}": cam for index, cam in view.cams.items()},
         **{f"guided/{index}": saliency for index, saliency in guided.items()}})
 
 
-def draw_overlay(seen):
+def draw_overlay(view):
     """A file a class: the overlay at the photograph's own size, without a word on it."""
-    for index, cam in seen.cams.items():
+    for index, cam in view.cams.items():
         if not cam.max() > 0:
-            utils.tell(f"{seen.path}: nothing speaks for {seen.network.titles[index]}: its overlay is cold")
-        page = Figure(figsize=np.array(seen.pixels.shape[1::-1]) / 100, dpi=100)
-        page.figimage(utils.overlay(seen.pixels, cam, seen.options.colormap))
-        stem = f"{seen.options.stems[seen.path]}_{seen.network.name}_overlay_{index}"
-        seen.write("overlay", stem, page, {f"{seen.layer}/{index}": cam})
+            utils.tell(f"{view.path}: nothing speaks for {view.network.titles[index]}: its overlay is cold")
+        page = Figure(figsize=np.array(view.pixels.shape[1::-1]) / 100, dpi=100)
+        page.figimage(utils.overlay(view.pixels, cam, view.options.colormap))
+        stem = f"{view.options.stems[view.path]}_{view.network.name}_overlay_{index}"
+        view.write("overlay", stem, page, {f"{view.layer}/{index}": cam})
 
 
-def deletion_and_insertion(seen, maps, orders=10):
+def deletion_and_insertion(view, maps, count=10):
     """Do maps find the evidence? (Petsiuk et al. 2018, arXiv 1806.07421, section 4)
     In steps of 10 % pixels leave for grey, or enter a blurred photograph, the warmest of a map first; for comparison
-    in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + orders, 11, n_classes)}."""
-    x, (height, width), generator, curves = seen.x[0], seen.x.shape[1:3], np.random.default_rng(0), {}
-    tie, *chance = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
-                    for _ in range(orders + 1)]
+    in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + count, 11, n_classes)}."""
+    x, (height, width), generator, curves = view.x[0], view.x.shape[1:3], np.random.default_rng(0), {}
+    ties, *chance = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
+                     for _ in range(count + 1)]
     heats = [cv2.resize(cam, (width, height), interpolation=cv2.INTER_CUBIC) for cam in maps] + chance
-    orders = [np.lexsort((tie.ravel(), -heat.ravel())) for heat in heats]  # equally warm pixels leave in patches, too
-    grey = seen.network.prepare(np.full((8, 8, 3), 128, np.uint8))[0]
+    orders = [np.lexsort((ties.ravel(), -heat.ravel())) for heat in heats]  # equally warm pixels leave in patches, too
+    grey = view.network.prepare(np.full((8, 8, 3), 128, np.uint8))[0]
     blurred = cv2.GaussianBlur(x, (11, 11), 5).reshape(x.shape)
     for name, start, end in (("deletion", x, grey), ("insertion", blurred, x)):
-        curves[name] = []
         for order in orders:
             rank = np.argsort(order).reshape(height, width, 1)
-            steps = np.stack([np.where(rank < count, end, start) for count in np.linspace(0, order.size, 11).round()])
-            curves[name].append(seen.network.probabilities(seen.network.predict(steps)).numpy())
+            steps = np.stack([np.where(rank < gone, end, start) for gone in np.linspace(0, order.size, 11).round()])
+            curves.setdefault(name, []).append(view.network.probabilities(view.network.predict(steps)).numpy())
     return {name: np.stack(values) for name, values in curves.items()}
 
 
-def curve_tile(name, curves):
-    """A curve over chance, two sample standard deviations wide: (picture, title, whether its area is better)."""
-    figure = Figure(figsize=(2.8, 2.2), dpi=100, layout="constrained")
-    axes, shares, under = figure.subplots(), np.linspace(0, 100, 11), (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
+def curve_tile(name, curves, height=220):
+    """The first curve, a map's, over chance's, two sample standard deviations wide: (picture, title, verdict)."""
+    figure = Figure(figsize=(2.8, height / 100), dpi=100, layout="constrained")
+    axes, shares, areas = figure.subplots(), np.linspace(0, 100, 11), (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
     mean, spread = curves[1:].mean(axis=0), 2 * curves[1:].std(axis=0, ddof=1)
     axes.fill_between(shares, np.maximum(mean - spread, 0), np.minimum(mean + spread, 1), color="0.85")
     axes.plot(shares, mean, color="0.5", label="random order")
@@ -260,42 +256,44 @@ def curve_tile(name, curves):
     axes.set(xlim=(0, 100), ylim=(0, None), xlabel=f"% of pixels, {name}", ylabel="probability")
     axes.legend(frameon=False, fontsize=8)
     FigureCanvasAgg(figure).draw()
-    chance, width = under[1:].mean(), 2 * under[1:].std(ddof=1)
-    gain = (under[0] - chance) * (-1 if name == "deletion" else 1)  # deletion: the less is left, the better
-    found = "better than" if gain > width else "worse than" if gain < -width else "as"
-    title = f"{name}: area {under[0]:.3g}\n{found} chance: {chance:.3g} ± {width:.2g}"
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3], title, found == "better than"
+    chance, width = areas[1:].mean(), 2 * areas[1:].std(ddof=1)
+    gain = (areas[0] - chance) * (-1 if name == "deletion" else 1)  # of deletion a small area is good
+    verdict = "better than" if gain > width else "worse than" if gain < -width else "no other than"
+    title = f"{name}: area {areas[0]:.3g}\n{verdict} chance, {chance:.3g} ± {width:.2g}"
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3], title, verdict
 
 
 def rank_correlation(first, second):
     """Spearman's, of two maps; equal values share their mean rank; NaN where one is constant."""
-    found = [np.unique(values, return_inverse=True, return_counts=True) for values in (first, second)]
+    ranks = [sum(np.searchsorted(np.sort(values, axis=None), values.ravel(), side) for side in ("left", "right"))
+             for values in (first, second)]
     with np.errstate(invalid="ignore"):
-        return np.corrcoef(*((np.cumsum(counts) - counts / 2)[places.ravel()] for _, places, counts in found))[0, 1]
+        return np.corrcoef(*ranks)[0, 1]
 
 
-def draw_trust(seen):
+def draw_trust(view):
     """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew
     (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change without training does not explain it)."""
-    photo, layer, rows, arrays, network = utils.fit(seen.pixels, 4), seen.layer, [], {}, seen.network
+    photo, layer, rows, arrays, network = utils.fit(view.pixels, 4), view.layer, [], {}, view.network
     if "control" not in network:
-        keras.utils.set_random_seed(seen.options.seed + 1)
+        keras.utils.set_random_seed((view.options.seed + 1) % 2**32)
         network.control = keras.models.clone_model(network.model, clone_function=lambda each: each if isinstance(
             each, keras.layers.Normalization) else type(each).from_config(each.get_config()))
-    anew, _ = grad_cam(network.control, seen.x, [layer], [*seen.cams], seen.options.method)
-    trials = deletion_and_insertion(seen, seen.cams.values())
-    for place, (index, cam) in enumerate(seen.cams.items()):
-        curves = {name: np.append(values[[place], :, index], values[len(seen.cams):, :, index], axis=0)
+    controls = grad_cam(network.control, view.x, [layer], [*view.cams], view.options.method)[0][layer]
+    trials = deletion_and_insertion(view, view.cams.values())
+    for place, (index, cam) in enumerate(view.cams.items()):
+        curves = {name: np.append(values[[place], :, index], values[len(view.cams):, :, index], axis=0)
                   for name, values in trials.items()}
-        same = rank_correlation(cam, anew[layer][place])
-        tiles = [curve_tile(name, curves[name]) for name in curves]
-        held = " and ".join(name for name, (*_, better) in zip(curves, tiles) if better) or "in neither"
-        rows.append([seen.heat(photo, cam, f"{seen.title(index)}\nbetter than chance: {held}"),
+        tiles = [curve_tile(name, values, max(photo.shape[0], 180)) for name, values in curves.items()]
+        better = [name for name, (*_, verdict) in zip(curves, tiles) if verdict.startswith("better")]
+        held = "both" if len(better) == 2 else "".join(better) or "neither"
+        same = rank_correlation(cam, controls[place])
+        rows.append([view.heat(photo, cam, f"{view.title(index)}\nbetter than chance: {held}"),
                      *((picture, title) for picture, title, _ in tiles),
-                     seen.heat(photo, anew[layer][place], f"weights drawn anew\nrank correlation {same:.2f}")])
-        arrays |= {f"{layer}/{index}": cam, f"{layer}/{index}/control": anew[layer][place],
+                     view.heat(photo, controls[place], f"weights drawn anew\nrank correlation {same:.2f}")])
+        arrays |= {f"{layer}/{index}": cam, f"{layer}/{index}/control": controls[place],
                    **{f"{layer}/{index}/{name}": values for name, values in curves.items()}}
-    seen.save("trust", rows, f"{layer} · ± and bands: two standard deviations of ten random orders", arrays)
+    view.save("trust", rows, f"{layer} · ± and bands: two standard deviations of ten random orders", arrays)
 
 
 def build(name, weights=None):
@@ -304,14 +302,16 @@ def build(name, weights=None):
 
 
 def main(options):
+    tf.config.run_functions_eagerly(len(options.images) == 1)  # to trace a network takes longer than to run it once
     networks = [utils.open_weights(options, name.upper(), functools.partial(build, name),
                                    [f"{name}_weights_tf_dim_ordering_tf_kernels.h5"], ["block?_conv?"])
                 for name in (options.models[:1] if options.saved else options.models)]
     names = [network.name for network in networks]
-    for path, pixels, left in utils.photographs(options, [(figure, name) for figure in options.figures for name in (
-            ["vgg"] if figure == "layers" and len(names) > 1 else names)]):
+    targets = [(figure, name) for figure in options.figures
+               for name in (["vgg"] if figure == "layers" and len(names) > 1 else names)]
+    for path, pixels, missing in utils.photographs(options, targets):
         views = {network.name: Evidence(options, network, path, pixels) for network in networks}
-        for figure, name in left:
+        for figure, name in missing:
             globals()[f"draw_{figure}"]([*views.values()] if figure == "layers" else views[name])
     return 1 if options.skipped else 0
 

@@ -411,7 +411,7 @@ def lay_open(network, tensor, copies):
 def last_name(model):
     """softmax, sigmoid or nothing: what a network's last operation is, or ends in."""
     import keras
-    last = keras.Model(model.inputs, model.outputs).operations[-1]
+    last = model.layers[-1] if isinstance(model, keras.Sequential) else model.operations[-1]
     if isinstance(last, keras.Model):
         return last_name(last)
     function = getattr(last, "activation", last)

@@ -408,16 +408,17 @@ def test_patches_are_of_one_size_inside_the_photograph_around_what_is_not_zero(b
     projections = np.zeros((4, 40, 44, 3))  # the last one is silent
     for one, (top, left, bottom, right) in zip(projections, boxes):
         one[top, left, 0] = one[bottom - 1, right - 1, 2] = -1
-    size = tuple(max(box[axis + 2] - box[axis] for box in boxes) for axis in (0, 1))
+    side = max(box[axis + 2] - box[axis] for box in boxes for axis in (0, 1))
     for one, cut in zip(projections, patches(projections), strict=True):
-        assert one[cut].shape == (*size, 3) and one[cut].sum() == one.sum()  # nothing is left outside
+        assert one[cut].shape == (side, side, 3) and one[cut].sum() == one.sum()  # nothing is left outside
 
 
 def test_a_receptive_field_that_is_most_of_the_photograph_is_no_patch():
     projections = np.zeros((2, 20, 21, 1))
     projections[1, 3:13] = 1
-    assert patches(projections)[1] == (slice(3, 13), slice(0, 21))  # 210 of 420 pixels
-    projections[1, 3:14] = [[0], *[[1]] * 20]  # 220
+    projections[1, :, 11:] = 0
+    assert patches(projections)[1] == (slice(2, 13), slice(0, 11))  # 121 of 420 pixels
+    projections[1, 3:13] = [[0], *[[1]] * 20]  # as wide as 20 by 20
     assert patches(projections) is None
 
 

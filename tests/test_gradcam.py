@@ -51,14 +51,17 @@ def every_layer(model):
         yield from every_layer(layer) if isinstance(layer, keras.Model) else ()
 
 
-@pytest.fixture(params=["first_call_eager", "later_call_by_the_trace"])
+@pytest.fixture(params=["eagerly", "traced"])
 def grad_cam(request):
-    """grad_cam as it runs the first time, and as it runs later, by a trace made of another picture and classes."""
+    """grad_cam as it runs for one photograph, and as it runs for several, by a trace made of another picture."""
     def call(model, x, layers, classes, **options):
-        for _ in range(2 * (request.param != "first_call_eager")):
+        if request.param == "traced":
             gradcam_vgg.grad_cam(model, np.flip(x) + 1, layers, classes[::-1], **options)
         return gradcam_vgg.grad_cam(model, x, layers, classes, **options)
-    return call
+
+    tf.config.run_functions_eagerly(request.param == "eagerly")
+    yield call
+    tf.config.run_functions_eagerly(False)
 
 
 # --- by hand and by finite differences ------------------------------------------------------------------------------
