@@ -161,8 +161,8 @@ class View(utils.View):
     def feature(self, photo, map_, title="", scale=None):
         """A kernel's map over the photograph, its maximum in the title."""
         if not map_.max() > 0:
-            return photo, f"{title} · silent"
-        return utils.overlay(photo, map_, self.options.colormap, scale=scale), f"{title} · max {map_.max():.3g}"
+            return photo, f"{title}\nsilent"
+        return utils.overlay(photo, map_, self.options.colormap, scale=scale), f"{title}\nmax {map_.max():.3g}"
 
     def grey(self, values, like):
         return utils.signed_grey(values, like, self.options.preprocess)

@@ -10,6 +10,7 @@ import functools
 import glob
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -25,8 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
-RESULT = re.compile(r"_(layers|classes|negative|one_class|kernels|guided|overlay_\d+|trust|projections|blocks"
-                    r"|comparison|top9|occlusion)\.(jpg|png)$")  # what our own pictures are called
+RESULT = re.compile(r"_\w+_\w+\.(jpg|png)$")  # what our own pictures are called: STEM_MODEL_FIGURE
 PHOTO_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # none of Pillow's that start other programs
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff",
                  ".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw")  # from .heic on: told, not read
@@ -37,7 +37,7 @@ PLAIN = {  # what Keras, HDF5 and NumPy say of a file, in other words
     r"(?:Could not locate class|Unknown layer:) '(\w+)'": r"\1 is no class of Keras, and no code of a file is run",
     "allow_pickle": "it holds no arrays, or pickled ones", r"\bzip\b": "it is no .keras file, or not a whole one"}
 INSIDE = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
-PAGE, GAP, MARGIN, LINE = 1200, 10, 14, 17  # pixels: width of a page, between tiles, around it all, of a line of text
+PAGE, GAP, MARGIN = 1200, 10, 14  # pixels: width of a page, between tiles, around it all
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods differentiate TensorFlow
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -165,7 +165,7 @@ def read_options(script):
 def find_photos(options, given):
     """Find the photographs among files, patterns and folders (walked, in order, without our own results).
     options.images: their paths; .stems: what results of each are called, no two the same; .group: of several."""
-    found, options.stems, options.skipped = [], {}, []
+    found, taken, options.stems, options.skipped = [], set(), {}, []
     for word in map(str, given):
         if re.match(r"[a-z]+://", word):
             raise UserError(f"{word} is an address: fetch the photograph first, and give the file")
@@ -173,7 +173,7 @@ def find_photos(options, given):
             found += [path] if not path.is_dir() else [
                 inside for inside in sorted(path.rglob("*")) if inside.suffix.lower() in PHOTO_ENDINGS
                 and "/." not in f"/{inside.relative_to(path).as_posix()}" and inside.is_file()
-                and not (RESULT.search(inside.name) and b'"stamps": ' in inside.read_bytes())]
+                and not (RESULT.search(inside.name) and b'"photographs": [' in inside.read_bytes())]
     if not found:
         raise UserError(f"no photographs in {', '.join(map(str, given))} (endings: {' '.join(PHOTO_ENDINGS)})")
     options.images = list(dict.fromkeys(found))
@@ -181,9 +181,10 @@ def find_photos(options, given):
     for path in options.images:
         full = f"{path.resolve().parent.name}_{path.name.replace('.', '_')}"
         stem = (full if stems[path.stem.lower()] > 1 else path.stem).lower()
-        while stem in options.stems.values():
+        while stem in taken:
             stem += "_"
         options.stems[path] = stem
+        taken.add(stem)
     options.group = options.stems[found[0]] + f"_and_{len(options.images) - 1}_more" * (len(options.images) > 1)
     if len(given) == 1 and os.path.isdir(given[0]):
         options.group = Path(given[0]).resolve().name.lower()
@@ -302,11 +303,11 @@ def is_saved_network(path):
 
 
 def open_weights(options, label, build, files, shown, layer=None, size=(224, 224), load=None):
-    """The network of a script with the weights that the options ask for. UserError where it cannot be had.
-    build(weights): the Keras network, untrained (None) or with `imagenet`; load(model, path), if not by Keras. files:
-    published names. shown: wildcards of what `--layers all` stands for; layer: what figures of one layer draw then.
-    Returns a namespace: label and name, in titles and files; model, flat, with logits for output; layers, layer; titles
-    of the classes; prepare: pixels -> x; predict: x -> logits; probabilities: of logits."""
+    """The network that the options ask for, or UserError. build(weights): that of the script, untrained (None) or with
+    `imagenet`; load(model, path), if not by Keras; files: published names; shown: wildcards of what `--layers all`
+    stands for, layer: what figures of one layer draw then. Returns a namespace: label and name, in titles and files;
+    model, flat, with logits; layers, layer; titles of classes; prepare: pixels -> x; predict: x -> logits;
+    probabilities: of logits."""
     import keras
     with quiet():
         keras.utils.set_random_seed(options.seed % 2**32)  # the first operation: it starts the devices
@@ -348,9 +349,10 @@ def load_network(options, size):
         opened = open_network(model, size)
     except Exception as error:
         raise UserError(f"cannot open the network {options.path}: {plain(error)}") from error
-    first, own = opened.operations[1], (keras.layers.Rescaling, keras.layers.Normalization)
-    if options.preprocess != "none" and (isinstance(first, own) or not isinstance(first, keras.layers.Layer)):
-        tell(f"{options.path} begins with preprocessing of its own, {first.name}, after --preprocess "
+    own = [op.name for op in itertools.takewhile(lambda op: not hasattr(op, "kernel"), opened.operations[1:])
+           if not isinstance(op, keras.layers.Layer) or type(op).__name__ in ("Rescaling", "Normalization")]
+    if own and options.preprocess != "none":
+        tell(f"{options.path} begins with preprocessing of its own, {own[0]}, after --preprocess "
              f"{options.preprocess}: if that is once too often, give --preprocess none")
     return opened, model.outputs[0].shape[-1] > 1 and last_name(model) == "sigmoid"
 
@@ -533,7 +535,7 @@ class View:
 
     def __init__(self, options, network, path, pixels):
         self.options, self.network, self.path, self.pixels, self.layer = options, network, path, pixels, network.layer
-        self.x = network.prepare(pixels)
+        self.x, self.logits = network.prepare(pixels), None
 
     def know(self, logits):
         """Keep what the network says, float32 (classes,), as self.logits, and the indices of the classes asked for, of
@@ -547,8 +549,7 @@ class View:
         self.classes = list(dict.fromkeys(sum(asked, [])))
 
     def save(self, figure, rows, note, arrays, bars=None, photos=None, label=None):
-        """Write a page and, with --arrays, the numbers behind it. photos: paths, of a page over several. label: of a
-        page over networks whose names its arrays bear already."""
+        """Write a page. photos: paths, of a page over several; label: of one over networks, whose names arrays bear."""
         options, whose = self.options, label or self.network.label
         method = f" · {options.method}" if "method" in options else ""
         weights = f"untrained, seed {options.seed}" if options.weights == "random" else Path(options.weights).name
@@ -561,7 +562,7 @@ class View:
         """Write a matplotlib figure, with its settings in its metadata, after the numbers behind it."""
         options, kind, name = self.options, self.options.format, (label or self.network.label).lower()
         if options.arrays:
-            own = {} if photos else {"input": self.x, **{key: self.logits for key in vars(self) if key == "logits"}}
+            own = {} if photos else {"input": self.x} | ({} if self.logits is None else {"logits": self.logits})
             arrays = arrays if label else {f"{name}/{key}": value for key, value in {**own, **arrays}.items()}
             write_whole(options.output / f"{stem}.npz", lambda file: np.savez(file, **arrays))
         about = drawn_with(options, figure, name, photos or [self.path])
@@ -584,11 +585,11 @@ def write_whole(path, fill):
 def drawn_with(options, figure, network, photos):
     """What a picture is drawn with, for its metadata, and a digest by which that is known again."""
     files = [path for path in (*photos, options.path, options.labels) if path and os.path.exists(path)]
+    stamps = [(str(path), os.stat(path).st_mtime_ns) for path in files]
     about = {key: value for key, value in vars(options).items() if key.upper() in (*READERS, "SCRIPT", "ARRAYS")}
-    stamps = hashlib.sha1(repr([(str(path), os.stat(path).st_mtime_ns) for path in files]).encode()).hexdigest()
     text = json.dumps({"figure": figure, "network": network, "photographs": [path.name for path in photos[:9]],
-                       "stamps": stamps, **about}, default=str)
-    return f"{text} {hashlib.sha1(text.encode()).hexdigest()}"
+                       **about}, default=str)
+    return f"{text} {hashlib.sha1(f'{text}{stamps}'.encode()).hexdigest()}"
 
 
 def is_drawn(options, figure, network, stem, photos):

@@ -179,7 +179,7 @@ def tree(tmp_path, monkeypatch):
             c_mine_overlay_3.jpg c_vgg16_classes.npz b/cake_layers.png""".split():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         ours = PngInfo()  # a photograph may have a name like ours
-        ours.add_text("Subject", '{"stamps": "0"}' if "_" in name and "cake" not in name else "a cake of two layers")
+        ours.add_text("Subject", "cake in layers" if "cake" in name else '{"photographs": ["c.jpg"]}' * ("_" in name))
         Image.fromarray(PATTERN).save(Path(name), "png", pnginfo=ours)
     Path("B c").mkdir()
     Path("b/10.jpg").rename("B c/My КОТ.2.PNG")
