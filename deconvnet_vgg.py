@@ -4,9 +4,9 @@
     python deconvnet_vgg.py photo.jpg --models vgg16 --figures projections --layers block4_conv3 --kernels 12,77
     python deconvnet_vgg.py my_photographs/ --figures top9
 
-Zeiler and Fergus 2013, arXiv 1311.2901. VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it. Weights
-`tiny`: VGG16's five blocks, trained for this project, without a classifier, bundled in Image/.
-"""
+The method, of Zeiler and Fergus 2013, arXiv 1311.2901: `deconvnet` and the functions that it calls; below are figures.
+VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it. Weights `tiny`: VGG16's five blocks, trained for
+this project, without a classifier, bundled in Image/."""
 import collections
 import concurrent.futures
 import functools
@@ -41,12 +41,12 @@ COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
 TINY = utils.HERE / "Image" / "vgg16_tiny_imagenet.weights.h5"
 
 if __name__ == "__main__":
-    OPTIONS = utils.run(utils.read_options, globals())  # what is mistyped is told before TensorFlow is imported
+    OPTIONS = utils.run(utils.read_options, globals())  # typing errors are told before the slow import of TensorFlow
 with utils.quiet():
     import keras
     import tensorflow as tf
 
-RELU_RULES = {  # what a ReLU lets down of a signal R; active: where it let the forward pass up, f > 0
+RELU_RULES = {  # what a ReLU passes back of a signal R; active: where its forward value f > 0
     "gradient": lambda R, active: tf.where(active, R, 0.0),  # the derivative
     "deconvnet": lambda R, active: tf.nn.relu(R),  # Zeiler and Fergus, section 2.1, «Rectification»: f has no say
     "guided": lambda R, active: tf.where(active, tf.nn.relu(R), 0.0)}  # both: Springenberg et al. 2014, arXiv 1412.6806
@@ -56,24 +56,24 @@ def deconvnet(model, x, layer, kernels, mode="max", rule="deconvnet"):
     """Kernels of a layer projected back to pixels (Zeiler and Fergus, section 2.1), all from one forward pass.
 
     model: flat functional Keras network (utils.open_network makes one of any other); it is left as it was. x: float32
-    (1, H, W, channels), as the network wants it. layer: a name. kernels: numbers. rule: of RELU_RULES.
+    (1, H, W, channels), as the network wants it. layer: a name. kernels: numbers. rule: a key of RELU_RULES.
     mode: max keeps the strongest position of each kernel's map, the first in row order, all the whole map; the rest of
-    the layer is set to zero. What is kept are activations where rule is deconvnet, otherwise ones.
-    Returns float32 (len(kernels), H, W, channels). Raises ValueError for an unknown layer, kernel, mode or rule.
-    """
+    the layer is set to zero. Sent back are the activations kept, by the other rules ones: the derivative of their sum.
+    Returns float32 (len(kernels), H, W, channels). Raises ValueError for an unknown layer, kernel, mode or rule."""
     top, projections = utils.get_layer(model, layer).output, []
-    if mode not in ("max", "all") or rule not in RELU_RULES or not all(0 <= k < top.shape[-1] for k in kernels):
-        raise ValueError(f"unknown mode {mode!r}, rule {rule!r} or kernel: {list(kernels)} of {top.shape[-1]}")
+    known = mode in ("max", "all") and rule in RELU_RULES and len(x) == 1
+    if not known or not len(kernels) or not all(0 <= kernel < top.shape[-1] for kernel in kernels):
+        raise ValueError(f"unknown mode {mode!r}, rule {rule!r}, one of kernels {list(kernels)} ({top.shape}), or x")
     operations = keras.Model(model.inputs[0], top).operations
     tensors = keras.tree.flatten([operation.output for operation in operations])
     values = keras.Model(model.inputs[0], tensors)(tf.constant(x, tf.float32), training=False)
-    values = dict(zip(map(id, tensors), values))  # of each symbolic tensor what the forward pass gave
+    values = dict(zip(map(id, tensors), values))  # of each symbolic tensor what the forward pass gave; later switches
     maps = tf.reshape(values[id(top)], (-1, top.shape[-1]))  # (positions, K)
     for start in range(0, len(kernels), 9):  # nine signals go down at a time
         channels = tf.one_hot(kernels[start:start + 9], top.shape[-1])
-        ours = tf.matmul(channels, maps, transpose_b=True)  # (9, positions)
-        kept = tf.one_hot(tf.argmax(ours, axis=1), maps.shape[0]) if mode == "max" else tf.ones_like(ours)
-        seeds = (kept * ours if rule == "deconvnet" else kept)[..., None] * channels[:, None]
+        chosen = tf.matmul(channels, maps, transpose_b=True)  # the maps of these kernels, (9, positions)
+        mask = tf.one_hot(tf.argmax(chosen, axis=1), maps.shape[0]) if mode == "max" else tf.ones_like(chosen)
+        seeds = (mask * chosen if rule == "deconvnet" else mask)[..., None] * channels[:, None]
         signals = {id(top): tf.reshape(seeds, (-1, *values[id(top)].shape[1:]))}
         for operation in reversed(operations[1:]):
             arriving = [signals.pop(id(tensor), 0.0) for tensor in keras.tree.flatten(operation.output)]
@@ -84,14 +84,15 @@ def deconvnet(model, x, layer, kernels, mode="max", rule="deconvnet"):
 
 
 def down(operation, signals, values, mode, rule):
-    """The signals at the inputs of an operation, from those at its outputs, (N, ...). Biases take no part."""
+    """The signals at the inputs of an operation, from those at its outputs, (N, …). Biases take no part."""
     layers, inputs, signal = keras.layers, keras.tree.flatten(operation.input), signals[0]
-    linear = getattr(operation, "activation", None) is keras.activations.linear
-    if utils.relu_ceiling(operation):
-        forward, linear = values[id(operation.output)], True
-        signal = RELU_RULES[rule](signal, (forward > 0) & (forward < utils.relu_ceiling(operation)))
+    ceiling = utils.relu_ceiling(operation)  # infinity, 6 of a ReLU6, None where there is no ReLU
+    if ceiling:
+        f = values[id(operation.output)]
+        signal = RELU_RULES[rule](signal, (f > 0) & (f < ceiling))
         if not getattr(operation, "weights", ()):
             return [signal]
+    linear = bool(ceiling) or getattr(operation, "activation", None) is keras.activations.linear  # what remains of it
     if type(operation) is layers.Conv2D and linear and operation.groups == 1 and max(operation.dilation_rate) == 1:
         return [filter_down(operation, signal, values[id(operation.input)].shape, mode)]
     if type(operation) is layers.MaxPooling2D:
@@ -101,24 +102,24 @@ def down(operation, signals, values, mode, rule):
         return [signal * (scale if operation.gamma is None else scale * operation.gamma)]
     if type(operation) is layers.Concatenate and operation.axis in (-1, 3):
         return tf.split(signal, [tensor.shape[-1] for tensor in inputs], axis=-1)
-    return derivative(operation, [signal, *signals[1:]], values, linear)
+    return derivative(operation, [signal, *signals[1:]], values, ceiling)
 
 
 def filter_down(layer, signal, below, mode):
-    """«Filtering»: convolution with the transposed kernels; in mode max of what is not zero of a signal."""
+    """«Filtering»: convolution with the transposed kernels. below: the shape of the layer's input."""
     if mode == "all" or layer.strides != (1, 1) or layer.padding != "same":
         shape = (len(signal), *below[1:])
         return tf.nn.conv2d_transpose(signal, layer.kernel, shape, layer.strides, layer.padding.upper())
-    lit, reach, sizes, firsts = tf.reduce_any(signal != 0, axis=-1).numpy(), max(layer.kernel_size) // 2, [], []
-    for axis, side in ((2, below[1]), (1, below[2])):  # windows of one size, moved inside at the borders
-        lines = lit.any(axis=axis)  # (N, side)
-        first, last = lines.argmax(axis=1) - reach, side - lines[:, ::-1].argmax(axis=1) + reach
-        sizes.append(min((last - first).max(), side))
-        firsts.append(np.clip(first, 0, side - sizes[-1]))
-    cut = tf.stack([one[y:y + sizes[0], x:x + sizes[1]] for one, y, x in zip(signal, *firsts)])
-    part = tf.nn.conv2d_transpose(cut, layer.kernel, (*cut.shape[:3], below[3]), 1, "SAME")
-    return tf.stack([tf.pad(one, [(y, below[1] - y - sizes[0]), (x, below[2] - x - sizes[1]), (0, 0)])
-                     for one, y, x in zip(part, *firsts)])
+    parts, reach, (_, height, width, channels) = [], max(layer.kernel_size) // 2, below
+    for one in signal:  # what comes of a strongest position is zero but for a window: only that is filtered
+        lit = tf.reduce_any(one != 0, axis=-1).numpy()
+        rows, columns = np.nonzero(lit) if lit.any() else ([0], [0])
+        top, left = max(np.min(rows) - reach, 0), max(np.min(columns) - reach, 0)
+        window = one[None, top:np.max(rows) + reach + 1, left:np.max(columns) + reach + 1]
+        part = tf.nn.conv2d_transpose(window, layer.kernel, (*window.shape[:3], channels), 1, "SAME")[0]
+        bottom, right = height - top - part.shape[0], width - left - part.shape[1]
+        parts.append(tf.pad(part, [(top, bottom), (left, right), (0, 0)]))
+    return tf.stack(parts)
 
 
 def unpool(layer, signal, values):
@@ -131,12 +132,12 @@ def unpool(layer, signal, values):
         argmax=tf.repeat(values["switches", id(layer)], count, axis=0), strides=(1, *layer.strides, 1))
 
 
-def derivative(operation, signals, values, linear):
-    """What goes down through any other operation: its derivative, its ReLU, if it ends in one, having had its turn."""
+def derivative(operation, signals, values, ceiling):
+    """Any other operation: its derivative, without the ReLU that it may end in, which `down` has applied."""
     tensors, output = keras.tree.flatten(operation.input), operation.output
     count = next(len(signal) for signal in signals if tf.is_tensor(signal))
     inputs = {id(tensor): tf.repeat(values[id(tensor)], count, axis=0) for tensor in tensors}
-    if linear and hasattr(operation, "activation"):
+    if ceiling:
         twin = type(operation).from_config(operation.get_config() | {"activation": "linear"})
         output = twin(operation.input)
         twin.set_weights(operation.get_weights())
@@ -146,7 +147,7 @@ def derivative(operation, signals, values, linear):
         outputs = keras.tree.flatten(part([*inputs.values()], training=False))
     signals = [tf.zeros_like(output) + signal for output, signal in zip(outputs, signals)]
     gradients = tape.gradient(outputs, inputs, signals, unconnected_gradients="zero")
-    return [gradients.pop(id(tensor), 0.0) for tensor in tensors]  # of `x * x` once
+    return [gradients.pop(id(tensor), 0.0) for tensor in tensors]  # a tensor used twice, x * x, gets its gradient once
 
 
 class View(utils.View):
@@ -158,7 +159,7 @@ class View(utils.View):
         maps = model(self.x, training=False)[0].numpy()
         return maps.reshape((1, 1, -1)) if maps.ndim == 1 else maps
 
-    def back(self, layer, kernels, mode, rule):
+    def project(self, layer, kernels, mode, rule):
         return deconvnet(self.network.model, self.x, layer, kernels, mode, rule)
 
     def feature(self, photo, map_, title="", scale=None):
@@ -215,7 +216,7 @@ def draw_projections(view):
     """Kernels of one layer: map, whole map brought back, strongest position, its patch, that of the photograph."""
     layer, rules, maps, rows, arrays = view.layer, view.options.rules, view.maps(view.layer), [], {}
     kernels = strongest(maps, view.options.kernels)
-    back = {(mode, rule): view.back(layer, kernels, mode, rule) for rule in rules for mode in ("all", "max")}
+    back = {(mode, rule): view.project(layer, kernels, mode, rule) for rule in rules for mode in ("all", "max")}
     cuts = patches(back["max", rules[0]])
     photo = utils.fit(view.pixels, 1 + (3 if cuts else 2) * len(rules) + bool(cuts))
     fed, square = utils.resize(view.pixels, *view.x.shape[2:0:-1]), photo[:min(photo.shape[:2]), :min(photo.shape[:2])]
@@ -240,7 +241,7 @@ def draw_blocks(view):
         shown = mosaic([view.feature(photo, maps[..., kernel])[0] for kernel in kernels])
         rows.append([(shown, f"{layer}: kernels {' '.join(map(str, kernels))}")])
         for rule in view.options.rules:
-            back = view.back(layer, kernels, "all", rule)
+            back = view.project(layer, kernels, "all", rule)
             rows[-1].append((mosaic([view.grey(values, photo) for values in back]), "" if rows[1:] else rule))
             arrays |= {view.key(layer, kernel, "all", rule): values for kernel, values in zip(kernels, back)}
     view.save("blocks", rows, "whole maps, the strongest kernel first · zero is grey", arrays)
@@ -257,7 +258,7 @@ def draw_comparison(options, network, _):
         ("max", "deconvnet"), ("all", "deconvnet"), ("all", "guided"), ("all", "gradient")]
     maps = np.stack([view.maps(layer) for view in views])
     kernels = strongest(maps[0], options.kernels)
-    back = {way: np.stack([view.back(layer, kernels, *way) for view in views]) for way in ways}  # (views, kernels, …)
+    back = {way: np.stack([view.project(layer, kernels, *way) for view in views]) for way in ways}  # (views, K, …)
     cuts = {way: patches(values.reshape(-1, *values.shape[2:])) for way, values in back.items() if way[0] == "max"}
     height = min(utils.fit(view.pixels, len(views) * (1 + len(ways))).shape[0] for view in views)
     for place, kernel in enumerate(kernels):
@@ -335,9 +336,9 @@ def draw_top9(options, network, cluster):
         return
     for number in dict.fromkeys(number for _, number in pairs):  # a photograph serves all its kernels at once
         view = View(options, network, options.images[number], utils.read_photo(options.images[number]))
-        its = [kernel for kernel, other in pairs if other == number]
+        kernels_here = [kernel for kernel, other in pairs if other == number]
         back |= {(kernel, number, rule): values for rule in rules
-                 for kernel, values in zip(its, view.back(layer, its, "max", rule))}
+                 for kernel, values in zip(kernels_here, view.project(layer, kernels_here, "max", rule))}
         fed[number] = utils.resize(view.pixels, *view.x.shape[2:0:-1])
         arrays[f"input/{options.stems[view.path]}"] = view.x
     cuts = patches(np.stack([back[kernel, number, rules[0]] for kernel, number in pairs])) or [...] * len(pairs)
@@ -365,7 +366,7 @@ def draw_occlusion(view):
     """What a grey square hides (the paper's figure 7): how much the probability of a class and the response of a
     kernel, summed over its map, fall where it is, and which class is the most probable one then."""
     options, network, layer = view.options, view.network, view.network.layers[-1]
-    view.know(network.predict(view.x)[0].numpy())
+    view.keep(network.predict(view.x)[0].numpy())
     patch, step = (max(round(min(view.x.shape[1:3]) * share / 100), 1) for share in (options.patch, options.stride))
     before, photo = view.maps(layer), utils.fit(view.pixels, 5)
     kernel, grey = strongest(before, options.kernels)[0], network.prepare(np.full((9, 9, 3), 128, np.uint8))[0, 0, 0]
@@ -388,7 +389,7 @@ def draw_occlusion(view):
     painted = np.uint8([[colours.get(each, COLOURS["grey"]) for each in row] for row in winners])
     painted = cv2.resize(painted, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     named = "; ".join(f"{colour}: {network.titles[each]}" for colour, each in zip([*COLOURS][:5], frequent))
-    back = view.back(layer, [kernel], "all", options.rules[0])[0]
+    back = view.project(layer, [kernel], "all", options.rules[0])[0]
     row = [(photo, "photograph"),
            view.feature(photo, p - ours, f"p {p:.3g}, hidden {ours.min():.3g} to {ours.max():.3g}"),
            (cv2.addWeighted(painted, 0.5, photo, 0.5, 0), f"most probable: {named}"),
@@ -422,7 +423,7 @@ def open_vgg(options, name, top):
         return utils.open_weights(options, name.upper(), functools.partial(build, name, top), files,
                                   ["block[12]_conv2", f"block[345]_conv{3 if name == 'vgg16' else 4}"], "block3_conv3")
     except utils.UserError:
-        if top or options.weights in ("tiny", "imagenet") and options.layers == ["all"]:
+        if top or options.saved or options.weights == "tiny" or not options.path and options.layers == ["all"]:
             raise
     return open_vgg(options, name, True)  # a layer of the classifier, or a file that holds one
 
@@ -433,9 +434,9 @@ def main(options):
     drawing, over_all = not cluster or cluster.cluster_resolver.task_id == 0, ("comparison", "top9")
     for network in open_networks(options):
         single = [(figure, network.name) for figure in options.figures if drawing and figure not in over_all]
-        for path, pixels, missing in utils.photographs(options, single):
+        for path, pixels, figures in utils.photographs(options, single):
             view = View(options, network, path, pixels)
-            for figure, _ in missing:
+            for figure, _ in figures:
                 globals()[f"draw_{figure}"](view)
         for figure in [each for each in over_all if each in options.figures and (drawing or each == "top9")]:
             if not cluster and utils.is_drawn(options, figure, network.name, options.group, options.images):

@@ -4,8 +4,8 @@
     python gradcam_vgg.py photo.jpg --models vgg16 --classes "Egyptian cat,n02124075,top3" --figures classes,guided
     python gradcam_vgg.py photos/ --weights mine.keras --labels names.txt
 
-Selvaraju et al. 2016, arXiv 1610.02391. VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it.
-"""
+The method, of Selvaraju et al. 2016, arXiv 1610.02391: `grad_cam` and what stands above it; below are figures.
+VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it."""
 import functools
 import sys
 
@@ -33,14 +33,14 @@ ARRAYS = False        # True: save the numbers behind each figure too, as .npz
 COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
 
 if __name__ == "__main__":
-    OPTIONS = utils.run(utils.read_options, globals())  # what is mistyped is told before TensorFlow is imported
+    OPTIONS = utils.run(utils.read_options, globals())  # typing errors are told before the slow import of TensorFlow
 with utils.quiet():
     import keras
     import tensorflow as tf
 
-CAM_WEIGHTS = {  # of feature maps A, (1, h, w, K), from the gradients g = dy/dA of class scores y, (classes, h, w, K)
+CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given the gradients g = dy/dA, (classes, h, w, K)
     "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),  # equation 1: alpha = 1/Z sum of dy/dA
-    # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19: sum of g^2 / (2 g^2 + g^3 sum A) ReLU(g)
+    # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19, divided by g^2; their factor exp(y) is left out
     "gradcam++": lambda g, A: tf.reduce_sum(tf.math.divide_no_nan(
         tf.nn.relu(g), 2 + g * tf.reduce_sum(A, axis=(1, 2), keepdims=True)), axis=(1, 2), keepdims=True),
     "hirescam": lambda g, A: g,  # Draelos and Carin 2020, arXiv 2011.08891: nothing is averaged
@@ -49,7 +49,7 @@ CAM_WEIGHTS = {  # of feature maps A, (1, h, w, K), from the gradients g = dy/dA
 
 @functools.lru_cache(maxsize=8)
 def with_maps(model, layers=()):
-    """The network with the feature maps of layers as outputs beside its logits."""
+    """The network with the feature maps of layers as outputs before its logits."""
     if utils.last_name(model) or any(isinstance(layer, keras.Model) for layer in model.layers):
         raise ValueError("the network ends in a softmax or sigmoid, or holds another: utils.open_network mends that")
     return keras.Model(model.inputs[0], [*(utils.get_layer(model, name).output for name in layers), model.outputs[0]])
@@ -57,9 +57,10 @@ def with_maps(model, layers=()):
 
 @functools.lru_cache(maxsize=8)
 def with_guided_relus(model):
-    """The network, its weights shared, with ReLUs that let a signal R down where R > 0 and their value f > 0."""
-    # Behind each ReLU, whose own derivative sees to f > 0, stands an identity whose derivative sees to R > 0.
-    gate = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))
+    """A copy that shares the weights; its ReLUs pass a signal R back only where R > 0 and their forward value f > 0."""
+    @tf.custom_gradient
+    def gate(f):  # stands behind each ReLU, whose own derivative checks f > 0
+        return tf.identity(f), tf.nn.relu  # forward: f unchanged; backward: R where R > 0
 
     def call(layer, *args, **kwargs):
         output = layer(*args, **kwargs)
@@ -68,22 +69,23 @@ def with_guided_relus(model):
     return keras.models.clone_model(with_maps(model), clone_function=lambda layer: layer, call_function=call)
 
 
-@tf.function  # one trace for a network and a number of classes; main has a single photograph done without
+@tf.function  # traced once for a network and a number of classes; main has it run eagerly for a single photograph
 def class_gradients(network, x, classes, top=0):
-    """(maps, logits, derivatives of class scores y) of a network of the kind above, from one forward pass.
-    The derivatives are dy/dA for each of its maps A, (classes, 1, h, w, K), or dy/dx where it has none."""
+    """One forward pass of a network from with_maps or with_guided_relus, then the derivatives of class scores y:
+    (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K); dy/dx where there are no maps). 1: one photograph."""
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         *maps, logits = keras.tree.flatten(network(x, training=False))
         probable = tf.math.top_k(logits[0], top).indices
         y = tf.gather(logits[0], tf.concat([probable, classes], axis=0))  # the scores before softmax
+    # All classes at once by pfor; eagerly, where that would be traced, one after the other.
     return maps, logits[0], tape.jacobian(y, maps or x, experimental_use_pfor=not tf.executing_eagerly())
 
 
 def as_tensors(model, x, classes):
-    """x and classes as TensorFlow wants them. ValueError for a class that the network does not have."""
-    if not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
-        raise ValueError(f"unknown class in {list(classes)}: from 0 to {model.outputs[0].shape[-1] - 1}")
+    """x and classes as TensorFlow wants them, or ValueError."""
+    if len(x) != 1 or not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
+        raise ValueError(f"unknown class in {list(classes)}, from 0 to {model.outputs[0].shape[-1] - 1}, or not one x")
     return tf.constant(x, tf.float32), tf.constant(classes, tf.int32)
 
 
@@ -92,14 +94,14 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
 
     model: flat functional Keras network with logits for output; utils.open_network makes one of any other. x: float32
     (1, H, W, channels), as the network wants it. layers: names. classes: indices; top: so many of the most probable
-    ones come before them. method: of CAM_WEIGHTS. The model is left as it was.
+    ones come before them. method: a key of CAM_WEIGHTS. The model is left as it was.
     Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive
     values speak for the class, negative ones against it; logits float32 (n_classes,).
     Raises ValueError for an unknown layer or class."""
-    maps, logits, gradients = class_gradients(with_maps(model, tuple(layers)), *as_tensors(model, x, classes), top)
+    features, logits, gradients = class_gradients(with_maps(model, tuple(layers)), *as_tensors(model, x, classes), top)
     cams = {}
-    for layer, A, dy_dA in zip(layers, maps, gradients):
-        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1
+    for layer, A, dy_dA in zip(layers, features, gradients):
+        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; 0: the photograph
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; its ReLU is applied where it is drawn
     return cams, logits.numpy()
 
@@ -111,21 +113,21 @@ def guided_backprop(model, x, classes):
 
 
 class Evidence(utils.View):
-    """What a network says of one photograph: the maps that several figures draw, and how they are drawn."""
+    """One photograph before one network: its class maps, which several figures draw, and how they are drawn."""
 
-    def maps(self, layers, asked):
+    def class_maps(self, layers, asked):
         """{layer: {class: map}} of the classes asked for, indices or topN."""
         fixed = [word for word in asked if isinstance(word, int)]
         top = min(len(self.network.titles), max([int(word[3:]) for word in asked if isinstance(word, str)] or [0]))
-        maps, logits = grad_cam(self.network.model, self.x, layers, fixed, self.options.method, top)
-        self.know(logits)
+        cams, logits = grad_cam(self.network.model, self.x, layers, fixed, self.options.method, top)
+        self.keep(logits)
         indices = [*np.argsort(-logits, kind="stable")[:top].tolist(), *fixed]
-        return {layer: dict(zip(indices, cams)) for layer, cams in maps.items()}
+        return {layer: dict(zip(indices, maps)) for layer, maps in cams.items()}
 
     @functools.cached_property
     def cams(self):
         """{class: map} of the layer that figures of one layer draw."""
-        cams = self.maps([self.layer], self.options.classes)[self.layer]
+        cams = self.class_maps([self.layer], self.options.classes)[self.layer]
         return {index: cams[index] for index in self.classes}
 
     def title(self, index, between="\n"):
@@ -147,11 +149,11 @@ class Evidence(utils.View):
 
 
 def draw_layers(views):
-    """One class, every layer of every network, a row a block."""
+    """One class, every layer of every network, one row per block."""
     first, several, asked, rows, arrays = views[0], len(views) > 1, views[0].options.classes[0], {}, {}
     photo = utils.fit(first.pixels, 7 if several else 4)
     for view in views:
-        maps = view.maps(view.network.layers, [asked if isinstance(asked, int) else "top1"])
+        maps = view.class_maps(view.network.layers, [asked if isinstance(asked, int) else "top1"])
         asked = index = first.classes[0]  # of the second network the same class
         arrays |= {f"{view.network.name}/input": view.x, f"{view.network.name}/logits": view.logits}
         for layer, cams in maps.items():
@@ -166,7 +168,7 @@ def draw_layers(views):
 
 
 def draw_classes(view):
-    """One layer, a tile a class."""
+    """One layer, one tile per class."""
     layer, rows = view.layer, view.grid([(cam, view.title(index)) for index, cam in view.cams.items()])
     view.save("classes", rows, layer, {f"{layer}/{index}": cam for index, cam in view.cams.items()})
 
@@ -192,8 +194,8 @@ def draw_one_class(view):
 
 def draw_kernels(view):
     """Feature maps of one layer, over the photograph."""
-    model, layer, kernels = view.network.model, view.layer, view.options.kernels
-    maps = keras.Model(model.inputs[0], utils.get_layer(model, layer).output)(view.x, training=False)[0].numpy()
+    layer, kernels = view.layer, view.options.kernels
+    maps = with_maps(view.network.model, (layer,))(view.x, training=False)[0][0].numpy()
     if isinstance(kernels, int):
         kernels = np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:kernels]
     rows = view.grid([(maps[..., kernel], f"kernel {kernel}") for kernel in kernels], lack="silent")
@@ -202,7 +204,7 @@ def draw_kernels(view):
 
 
 def draw_guided(view):
-    """Guided backpropagation, and its product with the heat map (Guided Grad-CAM), a row a class."""
+    """Guided backpropagation, and its product with the heat map (Guided Grad-CAM), one row per class."""
     photo, layer, rows = utils.fit(view.pixels, 3), view.layer, []
     guided = dict(zip(view.cams, guided_backprop(view.network.model, view.x, [*view.cams])))
     for index, saliency in guided.items():
@@ -216,7 +218,7 @@ def draw_guided(view):
 
 
 def draw_overlay(view):
-    """A file a class: the overlay at the photograph's own size, without a word on it."""
+    """One file per class: the overlay at the photograph's own size, without a word on it."""
     for index, cam in view.cams.items():
         if not cam.max() > 0:
             utils.tell(f"{view.path}: nothing speaks for {view.network.titles[index]}: its overlay is cold")
@@ -227,9 +229,9 @@ def draw_overlay(view):
 
 
 def deletion_and_insertion(view, maps, count=10):
-    """Do maps find the evidence? (Petsiuk et al. 2018, arXiv 1806.07421, section 4)
-    In steps of 10 % pixels leave for grey, or enter a blurred photograph, the warmest of a map first; for comparison
-    in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + count, 11, n_classes)}."""
+    """Do maps find the evidence? (Petsiuk et al. 2018, arXiv 1806.07421, section 4) In steps of 10 % of the pixels, the
+    warmest first, the photograph gives way to grey (deletion), or a blurred copy to the photograph (insertion); after
+    the maps in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + count, 11, n_classes)}."""
     x, (height, width), generator, curves = view.x[0], view.x.shape[1:3], np.random.default_rng(0), {}
     ties, *chance = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
                      for _ in range(count + 1)]
@@ -258,7 +260,7 @@ def curve_tile(name, curves, height=220):
     FigureCanvasAgg(figure).draw()
     chance, width = areas[1:].mean(), 2 * areas[1:].std(ddof=1)
     gain = (areas[0] - chance) * (-1 if name == "deletion" else 1)  # of deletion a small area is good
-    verdict = "better than" if gain > width else "worse than" if gain < -width else "no other than"
+    verdict = "better than" if gain > width else "worse than" if gain < -width else "no different from"
     title = f"{name}: area {areas[0]:.3g}\n{verdict} chance, {chance:.3g} ± {width:.2g}"
     return np.asarray(figure.canvas.buffer_rgba())[..., :3], title, verdict
 
@@ -267,12 +269,11 @@ def rank_correlation(first, second):
     """Spearman's, of two maps; equal values share their mean rank; NaN where one is constant."""
     ranks = [sum(np.searchsorted(np.sort(values, axis=None), values.ravel(), side) for side in ("left", "right"))
              for values in (first, second)]
-    with np.errstate(invalid="ignore"):
-        return np.corrcoef(*ranks)[0, 1]
+    return np.corrcoef(*ranks)[0, 1]
 
 
 def draw_trust(view):
-    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights drawn anew
+    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights re-initialised
     (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change without training does not explain it)."""
     photo, layer, rows, arrays, network = utils.fit(view.pixels, 4), view.layer, [], {}, view.network
     if "control" not in network:
@@ -285,12 +286,11 @@ def draw_trust(view):
         curves = {name: np.append(values[[place], :, index], values[len(view.cams):, :, index], axis=0)
                   for name, values in trials.items()}
         tiles = [curve_tile(name, values, max(photo.shape[0], 180)) for name, values in curves.items()]
-        better = [name for name, (*_, verdict) in zip(curves, tiles) if verdict.startswith("better")]
-        held = "both" if len(better) == 2 else "".join(better) or "neither"
-        same = rank_correlation(cam, controls[place])
-        rows.append([view.heat(photo, cam, f"{view.title(index)}\nbetter than chance: {held}"),
+        beats = " and ".join(name for name, tile in zip(curves, tiles) if tile[2] == "better than") or "neither"
+        correlation = rank_correlation(cam, controls[place])
+        rows.append([view.heat(photo, cam, f"{view.title(index)}\nbeats chance: {beats}"),
                      *((picture, title) for picture, title, _ in tiles),
-                     view.heat(photo, controls[place], f"weights drawn anew\nrank correlation {same:.2f}")])
+                     view.heat(photo, controls[place], f"weights re-initialised\nrank correlation {correlation:.2f}")])
         arrays |= {f"{layer}/{index}": cam, f"{layer}/{index}/control": controls[place],
                    **{f"{layer}/{index}/{name}": values for name, values in curves.items()}}
     view.save("trust", rows, f"{layer} · ± and bands: two standard deviations of ten random orders", arrays)
@@ -309,9 +309,9 @@ def main(options):
     names = [network.name for network in networks]
     targets = [(figure, name) for figure in options.figures
                for name in (["vgg"] if figure == "layers" and len(names) > 1 else names)]
-    for path, pixels, missing in utils.photographs(options, targets):
+    for path, pixels, figures in utils.photographs(options, targets):
         views = {network.name: Evidence(options, network, path, pixels) for network in networks}
-        for figure, name in missing:
+        for figure, name in figures:
             globals()[f"draw_{figure}"]([*views.values()] if figure == "layers" else views[name])
     return 1 if options.skipped else 0
 

@@ -537,7 +537,7 @@ class View:
         self.options, self.network, self.path, self.pixels, self.layer = options, network, path, pixels, network.layer
         self.x, self.logits = network.prepare(pixels), None
 
-    def know(self, logits):
+    def keep(self, logits):
         """Keep what the network says, float32 (classes,), as self.logits, and the indices of the classes asked for, of
         topN the N most probable, as self.classes."""
         if not np.isfinite(logits).all():
