@@ -26,17 +26,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
-RESULT = re.compile(r"_\w+_\w+\.(jpg|png)$")  # what our own pictures are called: STEM_MODEL_FIGURE
+RESULT = re.compile(r"_.+_\w+\.(jpg|png)$")  # what our own pictures are called: STEM_MODEL_FIGURE
 PHOTO_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # none of Pillow's that start other programs
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff",
                  ".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw")  # from .heic on: told, not read
 COLORMAPS = {key[9:].lower(): value for key, value in vars(cv2).items() if key.startswith("COLORMAP_")}
-PLAIN = {  # what Keras, HDF5 and NumPy say of a file, in other words
+MESSAGES = {  # what Keras, HDF5 and NumPy say of a file, in other words
     r"variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))": r"an array \2 stands where \1 belongs",
     "ambda": "it holds a Lambda layer, whose code is not run: build it of layers of Keras",
     r"(?:Could not locate class|Unknown layer:) '(\w+)'": r"\1 is no class of Keras, and no code of a file is run",
     "allow_pickle": "it holds no arrays, or pickled ones", r"\bzip\b": "it is no .keras file, or not a whole one"}
-INSIDE = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
+SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
 PAGE, GAP, MARGIN = 1200, 10, 14  # pixels: width of a page, between tiles, around it all
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods differentiate TensorFlow
@@ -81,7 +81,7 @@ def quiet():
         os.close(terminal)
 
 
-def near(word, known):
+def suggest(word, known):
     """A clause that names what is nearest to a mistyped word, or what there is."""
     found = [name for name in known if word.lower() in name.lower()][-3:]
     found = found or difflib.get_close_matches(word, known, 3, 0.5)
@@ -97,7 +97,8 @@ def reader(*known, many=False):
             return list(known)
         wrong = [word for word in found if known and word.lower() not in names]
         if wrong or not found or len(found) > 1 and not many:
-            raise argparse.ArgumentTypeError(f"unknown {wrong[0]!r}{near(wrong[0], known)}" if wrong else "one word")
+            raise argparse.ArgumentTypeError(f"unknown {wrong[0]!r}{suggest(wrong[0], known)}" if wrong else
+                                             f"it takes {'names' if many else 'one name'}, not {text!r}")
         found = [names.get(word.lower(), word) for word in found]
         return found if many else found[0]
     return read
@@ -116,11 +117,10 @@ def kernel_numbers(text):
 
 READERS = {
     "MODELS": reader("vgg16", "vgg19", many=True), "LAYERS": reader(many=True), "CLASSES": reader(many=True),
-    "KERNELS": kernel_numbers, "METHOD": reader("gradcam", "gradcam++", "hirescam", "layercam"),
-    "MODE": reader("max", "all"), "RULES": reader("deconvnet", "guided", "gradient", many=True),
-    "PATCH": int, "STRIDE": int, "COMPARED": int, "SEED": int, "WEIGHTS": str, "LABELS": str, "OUTPUT": Path,
-    "PREPROCESS": reader("caffe", "tf", "torch", "unit", "none"),
-    "FORMAT": reader("jpg", "png", "pdf"), "COLORMAP": reader(*COLORMAPS)}
+    "KERNELS": kernel_numbers, "METHOD": reader("gradcam", "gradcam++", "hirescam", "layercam"), "OUTPUT": Path,
+    "MODE": reader("max", "all"), "RULES": reader("deconvnet", "guided", "gradient", many=True), "LABELS": str,
+    "PATCH": int, "STRIDE": int, "COMPARED": int, "SEED": int, "WEIGHTS": str, "COLORMAP": reader(*COLORMAPS),
+    "PREPROCESS": reader("caffe", "tf", "torch", "unit", "none"), "FORMAT": reader("jpg", "png", "pdf")}
 
 
 def read_options(script):
@@ -140,10 +140,11 @@ def read_options(script):
     parser.error, parser.print_help = fail, functools.partial(parser.print_help, sys.__stdout__)
     parser.add_argument("images", nargs="*", help="photographs, folders of them, or patterns")
     readers = READERS | {"FIGURES": reader(*figures, many=True)}
-    for name, comment in re.findall(r"^([A-Z]+) = .*?  # (.*)$", source, re.MULTILINE):
-        if name in readers:
-            parser.add_argument(f"--{name.lower()}", type=readers[name], default=text(script[name]), metavar=name,
-                                help=f"{comment} (default: {text(script[name]) or 'none'})")
+    comments = dict(re.findall(r"^([A-Z]+) = .*?  # (.*)$", source, re.MULTILINE))
+    for name in [name for name in script if name in readers]:
+        value = text(script[name])
+        parser.add_argument(f"--{name.lower()}", type=readers[name], default=value, metavar=name,
+                            help=f"{comments.get(name, '')} (default: {value or 'none'})".replace("%", "%%"))
     parser.add_argument("--arrays", action="store_true", default=script["ARRAYS"], help="save the numbers, as .npz")
     parser.add_argument("--skip-existing", action="store_true", help="leave out what was drawn with the same settings")
     parser.add_argument("--list-layers", action="store_true", help="print the names of layers, and stop")
@@ -189,7 +190,7 @@ def find_photos(options, given):
     if len(given) == 1 and os.path.isdir(given[0]):
         options.group = Path(given[0]).resolve().name.lower()
     if len(options.images) == 1:
-        read_photo(found[0])  # what is wrong with it is told at once
+        read_photo(found[0])  # a broken one is told at once
 
 
 def read_photo(path):
@@ -278,20 +279,21 @@ def find_class(word, classes):
     key = word.lower().replace("_", " ")
     if re.fullmatch(r"top[1-9]\d*", key):
         return key
-    found = [index for index, names in enumerate(classes)
-             if key in (str(index), *(name.lower().replace("_", " ") for name in names))]
-    if len(found) > 1 and not key.isdecimal():
+    found = [index for index, names in enumerate(classes) if key in [name.lower().replace("_", " ") for name in names]]
+    if key.isdecimal() and int(key) < len(classes):
+        found = [int(key)]  # whatever classes are called
+    if len(found) > 1:
         raise UserError(f"{len(found)} classes are called {word!r}: give an index, {' or '.join(map(str, found))}")
     if not found:
         names = [name.lower() for _, name in classes] if re.search("[a-z]", key) else [f"0 … {len(classes) - 1}"]
-        raise UserError(f"unknown class {word!r}{near(key, names)}")
+        raise UserError(f"unknown class {word!r}{suggest(key, names)}")
     return found[0]
 
 
-def plain(error):
+def explain(error):
     """What a library said of a file, on one line, in plain words where they are known."""
     text = " ".join(str(error).split())
-    found = [match.expand(words) for pattern, words in PLAIN.items() for match in re.finditer(pattern, text)]
+    found = [match.expand(words) for pattern, words in MESSAGES.items() for match in re.finditer(pattern, text)]
     return (found or [text])[0][:250]
 
 
@@ -317,7 +319,7 @@ def open_weights(options, label, build, files, shown, layer=None, size=(224, 224
         label, shown, layer = path.stem, None, None
     elif path or options.weights == "random" or options.list_layers or [*options.layers, options.kernels] != ["all", 9]:
         model = build(None)
-        choose_layers(options, model, shown, layer)  # a wrong name is told before weights are fetched
+        choose_layers(options, model, shown, layer)  # names that may be wrong are told before weights are fetched
     try:
         if options.weights == "imagenet":
             model = build("imagenet")
@@ -327,7 +329,7 @@ def open_weights(options, label, build, files, shown, layer=None, size=(224, 224
     except Exception as error:  # no connection, a wrong hash, a broken file: Keras and HDF5 fail in many ways
         hint = "a network of your own is to be given whole, as model.save('mine.keras') writes it" if path else \
             f"put {files[0]} into {os.environ.get('KERAS_HOME', '~/.keras')}/models, or give --weights random or a file"
-        raise UserError(f"cannot load {path or 'published weights'} into {label}: {plain(error)} ({hint})") from error
+        raise UserError(f"cannot load {path or 'published weights'} into {label}: {explain(error)} ({hint})") from error
     layers, layer = choose_layers(options, model, shown, layer)
     classes = read_labels(options.labels, model.output.shape[-1]) if len(model.output.shape) == 2 else []
     options.classes = [find_class(str(word), classes) for word in options.classes] if classes else []
@@ -335,7 +337,7 @@ def open_weights(options, label, build, files, shown, layer=None, size=(224, 224
     return argparse.Namespace(
         label=label, name=label.lower(), model=model, layers=layers, layer=layer,
         prepare=functools.partial(network_input, size=size, preprocess=preprocess, channels=channels),
-        titles=[f"{name} ({index}{', ' * bool(synset)}{synset})".replace(f"class {index} ({index})", f"class {index}")
+        titles=[name if name == f"class {index}" else f"{name} ({', '.join(filter(None, (str(index), synset)))})"
                 for index, (synset, name) in enumerate(classes)],
         predict=functools.partial(model, training=False),
         probabilities=keras.ops.sigmoid if sigmoid else keras.ops.softmax)
@@ -348,7 +350,7 @@ def load_network(options, size):
         model = keras.saving.load_model(options.path, compile=False)  # in its safe mode: no code of the file is run
         opened = open_network(model, size)
     except Exception as error:
-        raise UserError(f"cannot open the network {options.path}: {plain(error)}") from error
+        raise UserError(f"cannot open the network {options.path}: {explain(error)}") from error
     own = [op.name for op in itertools.takewhile(lambda op: not hasattr(op, "kernel"), opened.operations[1:])
            if not isinstance(op, keras.layers.Layer) or type(op).__name__ in ("Rescaling", "Normalization")]
     if own and options.preprocess != "none":
@@ -368,7 +370,7 @@ def open_network(model, size=None):
     if [*map(len, shapes)] != [4, 2] or shapes[0][-1] not in (1, 3):
         raise ValueError("it is no functional or Sequential network that makes one vector of class scores of one image")
     image, copies = keras.Input([side or given for side, given in zip(shapes[0][1:], (*(size or (0, 0)), 0))]), {}
-    scores = lay_open(model, image, copies)
+    scores = flatten_into(model, image, copies)
     for layer, twin in copies.values():
         if hasattr(layer, "weights"):
             twin.set_weights(layer.get_weights())
@@ -383,7 +385,7 @@ def open_network(model, size=None):
     return keras.Model(image, scores, name=model.name)
 
 
-def lay_open(network, tensor, copies):
+def flatten_into(network, tensor, copies):
     """Call copies of a network's operations, and of those of networks inside it, on a tensor: what the last one gives.
     copies: {name: (operation, its copy)}, to be filled."""
     import keras
@@ -392,13 +394,13 @@ def lay_open(network, tensor, copies):
         nonlocal tensor
         if isinstance(layer, keras.Model):
             inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-            tensor = lay_open(layer, inputs[0], copies)
+            tensor = flatten_into(layer, inputs[0], copies)
         else:
             config = layer.get_config() | ({"dtype": "float32"} if isinstance(layer, keras.Layer) else {})
             twin = type(layer).from_config(config | ({"activation": "linear"} if "activation" in config else {}))
             if "activation" in config:
                 twin.activation = layer.activation  # also one that Keras could not look up by its name
-            twin.name = layer.name if layer.name not in copies else f"{network.name}{INSIDE}{layer.name}"
+            twin.name = layer.name if layer.name not in copies else f"{network.name}{SLASH}{layer.name}"
             while twin.name in copies:
                 twin.name += "_2"
             copies[twin.name] = layer, twin
@@ -422,7 +424,7 @@ def last_name(model):
 
 
 def relu_ceiling(operation):
-    """Where an operation that is a ReLU, or ends in one, stops growing: infinity, or 6; None for any other."""
+    """Where a ReLU, alone or as a layer's activation, stops growing: infinity, or 6 of ReLU6; None: it is no ReLU."""
     function = getattr(operation, "activation", operation)
     name = getattr(function, "__name__", type(function).__name__).lower()
     if name not in ("relu", "relu6") or getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0):
@@ -432,20 +434,20 @@ def relu_ceiling(operation):
 
 def named_layers(model, units=False):
     """{name: layer} of the layers that give a map, (h, w, K); with units also of the dense ones."""
-    return {layer.name.replace(INSIDE, "/"): layer for layer in model.layers[1:]
+    return {layer.name.replace(SLASH, "/"): layer for layer in model.layers[1:]
             if len(layer.output.shape) == 4 and layer.output.shape[1:3] != (1, 1)
             or units and len(layer.output.shape) == 2 and hasattr(layer, "kernel")}
 
 
 def get_layer(model, name):
     """A layer by the name that people give it. ValueError where there is none."""
-    return model.get_layer(name.replace("/", INSIDE))
+    return model.get_layer(name.replace("/", SLASH))
 
 
 def choose_layers(options, model, shown, layer):
     """Which layers are drawn, and which one by figures of one layer: (names, name). UserError for unknown ones. Where
     shown is None, `all` is the last layer of every resolution that is no pooling, dropout, padding or preprocessing."""
-    known, every = named_layers(model, units=options.script.startswith("deconvnet")), options.layers == ["all"]
+    known, every = named_layers(model, units="mode" in options), options.layers == ["all"]  # DeconvNet has a mode
     if options.list_layers:
         print(*known, sep="\n", file=sys.__stdout__)
         sys.exit(0)
@@ -454,7 +456,7 @@ def choose_layers(options, model, shown, layer):
     for word in (shown or last.values()) if every else options.layers:
         chosen += [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())] or [None]
         if chosen[-1] is None:
-            raise UserError(f"unknown layer {word!r}{near(word, known) or ': --list-layers prints them'}")
+            raise UserError(f"{model.name} has no layer {word!r}{suggest(word, known) or ': see --list-layers'}")
     layer = layer if every and layer else chosen[-1]
     if not isinstance(options.kernels, int) and max(options.kernels) >= known[layer].output.shape[-1]:
         raise UserError(f"{layer} has kernels 0 to {known[layer].output.shape[-1] - 1}, not {max(options.kernels)}")
@@ -482,9 +484,8 @@ def signed_grey(values, like, preprocess="none"):
     """A projection or gradient (h, w, channels) as a picture, uint8, of the size of another: zero is grey, signs stay,
     the 99th percentile of the absolute values is white. preprocess: caffe has channels in the order BGR."""
     height, width = like.shape[:2]
-    values = resize(np.asarray(values, np.float32), width, height).reshape(height, width, -1)
-    sizes = np.abs(values[values != 0])  # of what has been shrunk: alternating signs average away
-    scale = np.percentile(sizes, 99) if sizes.size else 1
+    values = resize(np.asarray(values, np.float32), width, height).reshape(height, width, -1)  # scaled when shrunk
+    scale = np.percentile(np.abs(values[values != 0]), 99) if values.any() else 1
     picture = np.repeat(np.uint8(np.clip(128.5 + 127 * values / scale, 1, 255)), 3 // values.shape[-1], axis=-1)
     return picture[..., ::-1] if preprocess == "caffe" else picture
 
@@ -538,12 +539,11 @@ class View:
         self.x, self.logits = network.prepare(pixels), None
 
     def keep(self, logits):
-        """Keep what the network says, float32 (classes,), as self.logits, and the indices of the classes asked for, of
-        topN the N most probable, as self.classes."""
+        """Keep logits, float32 (n_classes,), as self.logits, the indices of the classes asked for as self.classes."""
         if not np.isfinite(logits).all():
             raise UserError(f"{self.network.label} answers with numbers that are not finite: are its weights whole?")
         if self.network.probabilities(logits).numpy().max() > 0.999999:
-            tell(f"{self.network.label} is all too sure: does it want --preprocess {self.options.preprocess}?")
+            tell(f"{self.network.label} has no doubt (p > 0.999999): is --preprocess {self.options.preprocess} right?")
         self.logits, ranked = logits, np.argsort(-logits, kind="stable").tolist()
         asked = [[word] if isinstance(word, int) else ranked[:int(word[3:])] for word in self.options.classes]
         self.classes = list(dict.fromkeys(sum(asked, [])))

@@ -356,7 +356,7 @@ def test_networks_inside_networks_are_laid_open():
     inputs = keras.Input((18, 16, 3))
     x = inner(kl.MaxPooling2D()(kl.Conv2D(4, 3, padding="same", activation="relu", name="conv")(inputs)))
     opened = utils.open_network(shake(keras.Model(inputs, kl.Dense(3, "softmax")(kl.Flatten()(x)))))
-    reference, inside = Reference(opened, noise(1, 18, 16, 3)), f"inner{utils.INSIDE}conv"
+    reference, inside = Reference(opened, noise(1, 18, 16, 3)), f"inner{utils.SLASH}conv"
     np.testing.assert_array_equal(opened.get_layer(inside).kernel, inner.get_layer("conv").kernel)
     found = deconvnet(opened, noise(1, 18, 16, 3), "inner/conv", reference.best(inside), "all")
     assert error(found, reference.project(inside, reference.best(inside), "all", "deconvnet")) < 1e-5
