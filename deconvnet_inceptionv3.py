@@ -58,9 +58,8 @@ def deconvnet(model, x, layer, kernels, mode="max", rule="deconvnet"):
     the layer is set to zero. Sent back are the activations kept, by the other rules ones: the derivative of their sum.
     Returns float32 (len(kernels), H, W, channels). Raises ValueError for an unknown layer, kernel, mode or rule."""
     top, projections = utils.get_layer(model, layer).output, []
-    known = mode in ("max", "all") and rule in RELU_RULES and len(x) == 1
-    if not known or not len(kernels) or not all(0 <= kernel < top.shape[-1] for kernel in kernels):
-        raise ValueError(f"unknown mode {mode!r}, rule {rule!r}, one of kernels {list(kernels)} ({top.shape}), or x")
+    if mode not in ("max", "all") or rule not in RELU_RULES or not all(0 <= k < top.shape[-1] for k in kernels):
+        raise ValueError(f"unknown mode {mode!r}, rule {rule!r} or kernel of {list(kernels)}, {top.shape[-1]} in all")
     operations = keras.Model(model.inputs[0], top).operations
     tensors = keras.tree.flatten([operation.output for operation in operations])
     values = keras.Model(model.inputs[0], tensors)(tf.constant(x, tf.float32), training=False)
@@ -186,7 +185,7 @@ def different(maps, count=9, limit=0.8):
     for kernel in ranked:
         if len(chosen) < count and all(np.corrcoef(flat[kernel], flat[other])[0, 1] < limit for other in chosen):
             chosen.append(kernel)
-    return (chosen + [kernel for kernel in ranked if kernel not in chosen])[:count]
+    return (chosen + [kernel for kernel in ranked if kernel not in chosen])[:count] or strongest(maps, count)
 
 
 def patches(projections):
@@ -257,18 +256,20 @@ def draw_comparison(options, network, _):
     kernels = strongest(maps[0], options.kernels)
     back = {way: np.stack([view.project(layer, kernels, *way) for view in views]) for way in ways}  # (views, K, …)
     cuts = {way: patches(values.reshape(-1, *values.shape[2:])) for way, values in back.items() if way[0] == "max"}
-    height = min(utils.fit(view.pixels, len(views) * (1 + len(ways))).shape[0] for view in views)
+    shapes = [view.pixels.shape[1] / view.pixels.shape[0] for view in views]  # width by height
+    height = int(min(max((utils.PAGE - 100) / sum(shapes) / (1 + len(ways)), 60), 280))  # one for all
     for place, kernel in enumerate(kernels):
         rows.append([])
         for number, view in enumerate(views):
-            photo = utils.resize(view.pixels, round(height * view.pixels.shape[1] / view.pixels.shape[0]), height)
+            photo = utils.resize(view.pixels, max(round(height * shapes[number]), 1), height)
             title, behind = f"kernel {kernel}", f"/{options.stems[view.path]}" * several
             title = title if place else f"{view.path.name}\n{title}"
             rows[-1].append(view.feature(photo, maps[number, ..., kernel], title, maps[..., kernel].max()))
             for way, values in back.items():
                 cut = cuts[way][number * len(kernels) + place] if cuts.get(way) else ...
                 picture = view.grey(values[number, place][cut], photo if cut is ... else np.empty((height, height)))
-                rows[-1].append((picture, "" if place else ": ".join(way[::-1])))
+                what = "whole map" if way[0] == "all" else "strongest position" if cut is ... else "strongest patch"
+                rows[-1].append((picture, "" if place else f"{way[1]}: {what}"))
                 arrays[view.key(layer, kernel, *way) + behind] = values[number, place]
             arrays["input" + behind] = view.x
     views[0].save("comparison", rows, f"{layer} · {len(views)} of {len(options.images)} photographs · zero is grey",
@@ -352,7 +353,7 @@ def draw_top9(options, network, cluster):
     tiles = [(mosaic(pictures, across), f"kernel {kernel}: {what}") for (kernel, what), pictures in tiles.items()]
     wide = max(1, utils.PAGE // (across * (side + 2) + utils.GAP) // (1 + len(rules))) * (1 + len(rules))
     view.save("top9", [tiles[start:start + wide] for start in range(0, len(tiles), wide)],
-              f"{layer} · of {len(options.images)} photographs · zero is grey", arrays, [], options.images)
+              f"{layer} · of {len(options.images)} files · zero is grey", arrays, [], options.images)
 
 
 COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "yellow": (240, 220, 60), "blue": (31, 119, 180),
@@ -433,7 +434,7 @@ def main(options):
                 utils.tell(f"{figure}: there already")
             else:
                 globals()[f"draw_{figure}"](options, network, cluster)
-    return 1 if options.skipped else 0
+    return bool(options.skipped) + (len(options.skipped) == len(options.images))  # 1: some unreadable, 2: all
 
 
 if __name__ == "__main__":

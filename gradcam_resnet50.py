@@ -49,35 +49,37 @@ CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given the gradient
 @functools.lru_cache(maxsize=8)
 def with_maps(model, layers=()):
     """The network with the feature maps of layers as outputs before its logits."""
-    if utils.last_name(model) or any(isinstance(layer, keras.Model) for layer in model.layers):
-        raise ValueError("the network ends in a softmax or sigmoid, or holds another: utils.open_network mends that")
-    return keras.Model(model.inputs[0], [*(utils.get_layer(model, name).output for name in layers), model.outputs[0]])
+    features = [utils.get_layer(model, name).output for name in layers]
+    inner = any(isinstance(layer, keras.Model) for layer in model.layers)
+    if utils.ending(model)[1] or inner or not all(len(A.shape) == 4 for A in features):
+        raise ValueError(f"logits and maps at {layers} are wanted, and no networks inside: see utils.open_network")
+    return keras.Model(model.inputs[0], [*features, model.outputs[0]])
 
 
 @functools.lru_cache(maxsize=8)
 def with_guided_relus(model):
     """A copy that shares the weights; its ReLUs pass a signal R back only where R > 0 and their forward value f > 0."""
     @tf.custom_gradient
-    def gate(f):  # stands behind each ReLU, whose own derivative checks f > 0
+    def rectify_back(f):
         return tf.identity(f), tf.nn.relu  # forward: f unchanged; backward: R where R > 0
+    gate = keras.layers.Activation(rectify_back, name="guided..gate")  # behind each ReLU, which itself checks f > 0
 
     def call(layer, *args, **kwargs):
         output = layer(*args, **kwargs)
-        return keras.layers.Activation(gate)(output) if utils.relu_ceiling(layer) else output
+        return gate(output) if utils.relu_ceiling(layer) else output
 
     return keras.models.clone_model(with_maps(model), clone_function=lambda layer: layer, call_function=call)
 
 
 @tf.function  # traced once for a network and a number of classes; main has it run eagerly for a single photograph
 def class_gradients(network, x, classes, top=0):
-    """One forward pass of a network from with_maps or with_guided_relus, then the derivatives of class scores y:
-    (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K); dy/dx where there are no maps). 1: one photograph."""
+    """One forward pass of a network from with_maps or with_guided_relus, then the derivatives of class scores y, all at
+    once in a trace: (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K); dy/dx where there are no maps)."""
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         *maps, logits = keras.tree.flatten(network(x, training=False))
         probable = tf.math.top_k(logits[0], top).indices
         y = tf.gather(logits[0], tf.concat([probable, classes], axis=0))  # the scores before softmax
-    # All classes at once by pfor; eagerly, where that would be traced, one after the other.
     return maps, logits[0], tape.jacobian(y, maps or x, experimental_use_pfor=not tf.executing_eagerly())
 
 
@@ -95,8 +97,7 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     (1, H, W, channels), as the network wants it. layers: names. classes: indices; top: so many of the most probable
     ones come before them. method: a key of CAM_WEIGHTS. The model is left as it was.
     Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive
-    values speak for the class, negative ones against it; logits float32 (n_classes,).
-    Raises ValueError for an unknown layer or class."""
+    values speak for the class, negative ones against it; logits float32 (n_classes,). ValueError: unknown names."""
     features, logits, gradients = class_gradients(with_maps(model, tuple(layers)), *as_tensors(model, x, classes), top)
     cams = {}
     for layer, A, dy_dA in zip(layers, features, gradients):
@@ -239,19 +240,18 @@ def deletion_and_insertion(view, maps, count=10):
 
 def curve_tile(name, curves, height=220):
     """The first curve, a map's, over chance's, two sample standard deviations wide: (picture, title, verdict)."""
-    figure = Figure(figsize=(2.8, height / 100), dpi=100, layout="constrained")
-    axes, shares, areas = figure.subplots(), np.linspace(0, 100, 11), (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
+    figure, shares = Figure(figsize=(2.8, height / 100), dpi=100), np.linspace(0, 100, 11)
+    axes, areas = figure.add_axes((0.27, 0.25, 0.7, 0.7)), (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
     mean, spread = curves[1:].mean(axis=0), 2 * curves[1:].std(axis=0, ddof=1)
     axes.fill_between(shares, np.maximum(mean - spread, 0), np.minimum(mean + spread, 1), color="0.85")
-    axes.plot(shares, mean, color="0.5", label="random order")
-    axes.plot(shares, curves[0], color="C3", label="warmest first")
+    axes.plot(shares, mean, color="0.5")
+    axes.plot(shares, curves[0], color="C3")
     axes.set(xlim=(0, 100), ylim=(0, None), xlabel=f"% of pixels, {name}", ylabel="probability")
-    axes.legend(frameon=False, fontsize=8)
     FigureCanvasAgg(figure).draw()
     chance, width = areas[1:].mean(), 2 * areas[1:].std(ddof=1)
     gain = (areas[0] - chance) * (-1 if name == "deletion" else 1)  # of deletion a small area is good
     verdict = "better than" if gain > width else "worse than" if gain < -width else "no different from"
-    title = f"{name}: area {areas[0]:.3g}\n{verdict} chance, {chance:.3g} ± {width:.2g}"
+    title = f"{name}: area {areas[0]:.4g}\n{verdict} chance, {chance:.4g} ± {width:.2g}"
     return np.asarray(figure.canvas.buffer_rgba())[..., :3], title, verdict
 
 
@@ -283,7 +283,7 @@ def draw_trust(view):
                      view.heat(photo, controls[place], f"weights re-initialised\nrank correlation {correlation:.2f}")])
         arrays |= {f"{layer}/{index}": cam, f"{layer}/{index}/control": controls[place],
                    **{f"{layer}/{index}/{name}": values for name, values in curves.items()}}
-    view.save("trust", rows, f"{layer} · ± and bands: two standard deviations of ten random orders", arrays)
+    view.save("trust", rows, f"{layer} · red: warmest first; grey: random orders, ± two standard deviations", arrays)
 
 
 def build(weights=None):
@@ -299,7 +299,7 @@ def main(options):
         view = Evidence(options, network, path, pixels)
         for figure, _ in figures:
             globals()[f"draw_{figure}"](view)
-    return 1 if options.skipped else 0
+    return bool(options.skipped) + (len(options.skipped) == len(options.images))  # 1: some unreadable, 2: all
 
 
 if __name__ == "__main__":

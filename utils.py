@@ -2,7 +2,6 @@
 
 For a notebook: `read_photo`, `network_input`, `open_network`, `overlay`. Importing this module costs no TensorFlow."""
 import argparse
-import collections
 import contextlib
 import difflib
 import fnmatch
@@ -28,13 +27,15 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).resolve().parent
 RESULT = re.compile(r"_.+_\w+\.(jpg|png)$")  # what our own pictures are called: STEM_MODEL_FIGURE
 PHOTO_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # none of Pillow's that start other programs
-PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff",
-                 ".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw")  # from .heic on: told, not read
+PHOTO_ENDINGS = ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .heic .heif .avif .dng .cr2 .nef .arw".split()
 COLORMAPS = {key[9:].lower(): value for key, value in vars(cv2).items() if key.startswith("COLORMAP_")}
-MESSAGES = {  # what Keras, HDF5 and NumPy say of a file, in other words
+MESSAGES = {  # what Keras, HDF5, NumPy and TensorFlow say of a file, in other words
+    r"variable\.shape=\(\d+, 1000\), Received: value\.shape=\(\d+, (\d+)\)": r"it is for \1 classes, not for 1000",
     r"variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))": r"an array \2 stands where \1 belongs",
+    "objects could not be loaded|ayer count mismatch": "its layers are others, or it lacks the classifier",
+    "errno = 2": "there is no such file", "DATA_LOSS": "it is no checkpoint, or not a whole one",
     "ambda": "it holds a Lambda layer, whose code is not run: build it of layers of Keras",
-    r"(?:Could not locate class|Unknown layer:) '(\w+)'": r"\1 is no class of Keras, and no code of a file is run",
+    r"(?:Could not locate class|Unknown layer:) '([\w>]+)'": r"\1 is no class of Keras, and no code of a file is run",
     "allow_pickle": "it holds no arrays, or pickled ones", r"\bzip\b": "it is no .keras file, or not a whole one"}
 SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
 PAGE, GAP, MARGIN = 1200, 10, 14  # pixels: width of a page, between tiles, around it all
@@ -71,14 +72,12 @@ def run(step, *arguments):
 @contextlib.contextmanager
 def quiet():
     """Keep from the terminal what TensorFlow's C++ says on stderr while it is imported and started."""
-    terminal = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(2), "w") as terminal:
         os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
+        try:
+            yield
+        finally:
+            os.dup2(terminal.fileno(), 2)
 
 
 def suggest(word, known):
@@ -126,9 +125,6 @@ READERS = {
 def read_options(script):
     """The constants of a script, its globals(), overridden by its command line, as a namespace. --help shows their
     comments, and what the figures say of themselves. UserError for all that is wrong without asking TensorFlow."""
-    def text(value):
-        return ",".join(map(str, value)) if isinstance(value, (list, tuple, range)) else str(value)
-
     def fail(message):
         raise UserError(f"{message} (see --help)")
 
@@ -142,33 +138,36 @@ def read_options(script):
     readers = READERS | {"FIGURES": reader(*figures, many=True)}
     comments = dict(re.findall(r"^([A-Z]+) = .*?  # (.*)$", source, re.MULTILINE))
     for name in [name for name in script if name in readers]:
-        value = text(script[name])
+        value = ",".join(map(str, np.ravel(script[name])))  # of a list, a range, a single word or number
         parser.add_argument(f"--{name.lower()}", type=readers[name], default=value, metavar=name,
                             help=f"{comments.get(name, '')} (default: {value or 'none'})".replace("%", "%%"))
     parser.add_argument("--arrays", action="store_true", default=script["ARRAYS"], help="save the numbers, as .npz")
     parser.add_argument("--skip-existing", action="store_true", help="leave out what was drawn with the same settings")
     parser.add_argument("--list-layers", action="store_true", help="print the names of layers, and stop")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     keywords = {"imagenet": None, "random": None} | ({"tiny": script["TINY"]} if "TINY" in script else {})
     options.script, options.path = Path(script["__file__"]).stem, keywords.get(options.weights, Path(options.weights))
     if options.path and not options.path.exists() and not Path(f"{options.path}.index").exists():
         raise UserError(f"no weights {options.path}: give a file, a folder, or {' or '.join(keywords)}")
     options.saved = bool(options.path) and is_saved_network(options.path)
-    if options.labels and not options.saved:
-        raise UserError(f"--labels are for a saved network, and {options.weights} is none")
+    if options.labels and not (options.saved and os.path.exists(options.labels)):
+        raise UserError(f"--labels {options.labels}: give a text file or a folder, and a saved network by --weights")
     if not options.saved:
-        options.classes = [find_class(word, imagenet_classes()) for word in options.classes]
-    find_photos(options, options.images or [HERE / image for image in text(script["IMAGES"]).split(",")])
-    options.output.mkdir(parents=True, exist_ok=True)
+        options.classes = [find_class(word, read_classes()) for word in options.classes]
+    find_photos(options, options.images or [HERE / image for image in np.ravel(script["IMAGES"])])
+    with contextlib.suppress(OSError):
+        options.output.mkdir(parents=True, exist_ok=True)
+    if not (options.output.is_dir() and os.access(options.output, os.W_OK)):
+        raise UserError(f"cannot write into the folder {options.output}: choose another with --output")
     return options
 
 
 def find_photos(options, given):
     """Find the photographs among files, patterns and folders (walked, in order, without our own results).
     options.images: their paths; .stems: what results of each are called, no two the same; .group: of several."""
-    found, taken, options.stems, options.skipped = [], set(), {}, []
+    found, taken, options.stems, options.skipped = [], set(), {}, set()
     for word in map(str, given):
-        if re.match(r"[a-z]+://", word):
+        if re.match(r"[a-zA-Z]+://", word):
             raise UserError(f"{word} is an address: fetch the photograph first, and give the file")
         for path in map(Path, [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True)) or [word]):
             found += [path] if not path.is_dir() else [
@@ -178,10 +177,10 @@ def find_photos(options, given):
     if not found:
         raise UserError(f"no photographs in {', '.join(map(str, given))} (endings: {' '.join(PHOTO_ENDINGS)})")
     options.images = list(dict.fromkeys(found))
-    stems = collections.Counter(path.stem.lower() for path in options.images)
     for path in options.images:
-        full = f"{path.resolve().parent.name}_{path.name.replace('.', '_')}"
-        stem = (full if stems[path.stem.lower()] > 1 else path.stem).lower()
+        stem = path.stem.lower()
+        if stem in taken:
+            stem = f"{path.resolve().parent.name}_{path.name.replace('.', '_')}".lower()
         while stem in taken:
             stem += "_"
         options.stems[path] = stem
@@ -194,15 +193,16 @@ def find_photos(options, given):
 
 
 def read_photo(path):
-    """The pixels of a photograph, uint8 (H, W, 3), RGB, upright, transparency laid over white, 16 bits scaled to 8.
+    """The pixels of a photograph, uint8 (H, W, 3), RGB, upright, transparency laid over white, scaled to 8 bits.
     UserError for anything that cannot be read. Pillow reads: unlike OpenCV it refuses a file that ends early."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # more than 89 million pixels
             with Image.open(path, formats=PHOTO_FORMATS) as image:
                 image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I"):
-                    image = Image.fromarray((np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
+                if image.mode[0] in "IF":  # 16 bits, or numbers from 0 to 1
+                    pixels = np.asarray(image, np.float32) * (255 if image.mode == "F" else 1 / 257)
+                    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 if image.has_transparency_data:
                     image = image.convert("RGBA")
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -236,11 +236,10 @@ def readable(options, paths):
     """(path, pixels) of the photographs that can be read; the others are named once, and kept in options.skipped."""
     for path in paths:
         try:
-            if path not in options.skipped:
-                yield path, read_photo(path)
+            yield path, read_photo(path)
         except UserError as error:
             tell(f"skipped: {error}")
-            options.skipped.append(path)
+            options.skipped.add(path)
 
 
 def photographs(options, targets):
@@ -256,17 +255,13 @@ def photographs(options, targets):
         tell(f"photographs: {drawn} drawn, {there} there already, {len(options.skipped)} unreadable")
 
 
-@functools.cache
-def imagenet_classes():
-    """(WordNet id, name) of each, in the order of the logits."""
-    lines = (HERE / "Image" / "imagenet_classes.csv").read_text(encoding="utf-8").splitlines()[1:]
-    return [(synset, name.replace("_", " ")) for _, synset, name in (line.split(",") for line in lines)]
-
-
-def read_labels(path, count):
-    """The classes of a saved network: the lines of a file, the sorted sub-folders of a folder, or numbers."""
+def read_classes(path="", count=1000):
+    """(WordNet id, name) of each class: lines of a file, sorted sub-folders of a folder, ImageNet's, or numbers."""
+    if not path and count != 1000:
+        return [("", f"class {index}") for index in range(count)]
     if not path:
-        return imagenet_classes() if count == 1000 else [("", f"class {index}") for index in range(count)]
+        lines = (HERE / "Image" / "imagenet_classes.csv").read_text(encoding="utf-8").splitlines()[1:]
+        return [(synset, name.replace("_", " ")) for _, synset, name in (line.split(",") for line in lines)]
     names = sorted(folder.name for folder in Path(path).glob("[!.]*/")) if os.path.isdir(path) else \
         Path(path).read_text(encoding="utf-8-sig", errors="replace").strip().splitlines()
     if len(names) != count:
@@ -305,15 +300,16 @@ def is_saved_network(path):
 
 
 def open_weights(options, label, build, files, shown, layer=None, size=(224, 224), load=None):
-    """The network that the options ask for, or UserError. build(weights): that of the script, untrained (None) or with
-    `imagenet`; load(model, path), if not by Keras; files: published names; shown: wildcards of what `--layers all`
-    stands for, layer: what figures of one layer draw then. Returns a namespace: label and name, in titles and files;
-    model, flat, with logits; layers, layer; titles of classes; prepare: pixels -> x; predict: x -> logits;
-    probabilities: of logits."""
+    """The network that the options ask for, or UserError. build(weights): the script's own, untrained (None) or with
+    `imagenet`; load(model, path), if not by Keras; files: published names; shown: wildcards of `--layers all`, layer:
+    what figures of one layer draw then. Returns a namespace: label, in titles, and name, in files; model, flat, with
+    logits; layers, layer; titles of classes; functions prepare(pixels), predict(x), probabilities(logits)."""
     import keras
     with quiet():
         keras.utils.set_random_seed(options.seed % 2**32)  # the first operation: it starts the devices
     path, sigmoid = options.path, False
+    if path and path.is_dir():
+        path = next((path / name for name in files if (path / name).exists()), path / files[0])
     if options.saved:
         model, sigmoid = load_network(options, size)
         label, shown, layer = path.stem, None, None
@@ -324,14 +320,13 @@ def open_weights(options, label, build, files, shown, layer=None, size=(224, 224
         if options.weights == "imagenet":
             model = build("imagenet")
         elif path and not options.saved:
-            found = [path / name for name in files if (path / name).exists()] or [path / files[0]]
-            (load or keras.Model.load_weights)(model, found[0] if path.is_dir() else path)
+            (load or keras.Model.load_weights)(model, path)
     except Exception as error:  # no connection, a wrong hash, a broken file: Keras and HDF5 fail in many ways
-        hint = "a network of your own is to be given whole, as model.save('mine.keras') writes it" if path else \
+        hint = f"give {label}'s weights, or a whole network as model.save('mine.keras') writes it" if path else \
             f"put {files[0]} into {os.environ.get('KERAS_HOME', '~/.keras')}/models, or give --weights random or a file"
         raise UserError(f"cannot load {path or 'published weights'} into {label}: {explain(error)} ({hint})") from error
     layers, layer = choose_layers(options, model, shown, layer)
-    classes = read_labels(options.labels, model.output.shape[-1]) if len(model.output.shape) == 2 else []
+    classes = read_classes(options.labels, model.output.shape[-1]) if len(model.output.shape) == 2 else []
     options.classes = [find_class(str(word), classes) for word in options.classes] if classes else []
     (_, *size, channels), preprocess = model.inputs[0].shape, options.preprocess
     return argparse.Namespace(
@@ -351,58 +346,56 @@ def load_network(options, size):
         opened = open_network(model, size)
     except Exception as error:
         raise UserError(f"cannot open the network {options.path}: {explain(error)}") from error
-    own = [op.name for op in itertools.takewhile(lambda op: not hasattr(op, "kernel"), opened.operations[1:])
+    own = [op.name for op in itertools.takewhile(lambda op: "Conv" not in type(op).__name__, opened.operations[1:])
            if not isinstance(op, keras.layers.Layer) or type(op).__name__ in ("Rescaling", "Normalization")]
     if own and options.preprocess != "none":
         tell(f"{options.path} begins with preprocessing of its own, {own[0]}, after --preprocess "
              f"{options.preprocess}: if that is once too often, give --preprocess none")
-    return opened, model.outputs[0].shape[-1] > 1 and last_name(model) == "sigmoid"
+    return opened, model.outputs[0].shape[-1] > 1 and ending(model)[1] == "sigmoid"
 
 
 def open_network(model, size=None):
     """A flat functional copy of a Keras classifier with logits for output, which the methods of the scripts take.
-    model: functional or Sequential, one image in, one vector of class scores out. Networks inside it are laid open: of
-    two layers of one name the second is called `outer/inner`, a layer called twice becomes two. A softmax or sigmoid at
-    the end is taken off; one unit with logit z becomes two classes, -z/2 and z/2. size: (H, W), where the input is
-    open. Raises ValueError for anything else."""
+    model: functional or Sequential, one image in, one vector of class scores out. Of two layers of one name in networks
+    inside it the second is called `outer/inner`. A softmax or sigmoid at the end is taken off; one unit with logit z
+    becomes two classes, -z/2 and z/2. size: (H, W), where the input is open. Raises ValueError for anything else."""
     import keras
     shapes = [tensor.shape for tensor in (*getattr(model, "inputs", ()), *getattr(model, "outputs", ()))]
     if [*map(len, shapes)] != [4, 2] or shapes[0][-1] not in (1, 3):
-        raise ValueError("it is no functional or Sequential network that makes one vector of class scores of one image")
+        raise ValueError(f"no functional or Sequential network of one image and one vector of class scores: {shapes}")
     image, copies = keras.Input([side or given for side, given in zip(shapes[0][1:], (*(size or (0, 0)), 0))]), {}
-    scores = flatten_into(model, image, copies)
+    scores = flatten_into(model, image, copies, ending(model)[0])
     for layer, twin in copies.values():
         if hasattr(layer, "weights"):
             twin.set_weights(layer.get_weights())
         if isinstance(twin, keras.layers.Normalization):
             twin.finalize_state()  # it works with a copy of its weights
-    if last_name(model) and hasattr(twin, "activation"):
-        twin.activation = keras.activations.linear
-    elif last_name(model):
-        scores = twin.input
     if scores.shape[-1] == 1:
-        scores = keras.ops.concatenate([-scores / 2, scores / 2], axis=-1)
+        scores = keras.layers.Dense(2, use_bias=False, name=f"two{SLASH}classes", trainable=False,
+                                    kernel_initializer=keras.initializers.Constant([[-0.5, 0.5]]))(scores)
     return keras.Model(image, scores, name=model.name)
 
 
-def flatten_into(network, tensor, copies):
+def flatten_into(network, tensor, copies, end):
     """Call copies of a network's operations, and of those of networks inside it, on a tensor: what the last one gives.
-    copies: {name: (operation, its copy)}, to be filled."""
+    copies: {name: (operation, its copy)}, to be filled. end: the operation whose softmax or sigmoid is left out."""
     import keras
 
     def call(layer, *args, **kwargs):
         nonlocal tensor
         if isinstance(layer, keras.Model):
             inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-            tensor = flatten_into(layer, inputs[0], copies)
+            tensor = flatten_into(layer, inputs[0], copies, end)
+        elif layer is end and not hasattr(layer, "activation"):
+            tensor = keras.tree.flatten((args, kwargs))[0]
         else:
             config = layer.get_config() | ({"dtype": "float32"} if isinstance(layer, keras.Layer) else {})
             twin = type(layer).from_config(config | ({"activation": "linear"} if "activation" in config else {}))
-            if "activation" in config:
+            if "activation" in config and layer is not end:
                 twin.activation = layer.activation  # also one that Keras could not look up by its name
-            twin.name = layer.name if layer.name not in copies else f"{network.name}{SLASH}{layer.name}"
+            twin.name = re.sub(r"[^A-Za-z0-9_.-]", "_", layer.name)  # what a trace allows
             while twin.name in copies:
-                twin.name += "_2"
+                twin.name = f"{network.name}{SLASH}{twin.name}"
             copies[twin.name] = layer, twin
             tensor = twin(*args, **kwargs)
         return tensor
@@ -412,15 +405,19 @@ def flatten_into(network, tensor, copies):
     return tensor
 
 
-def last_name(model):
-    """softmax, sigmoid or nothing: what a network's last operation is, or ends in."""
+def ending(model):
+    """The operation with the softmax or sigmoid at a network's end, and which of them it is; (None, "") without."""
     import keras
-    last = model.layers[-1] if isinstance(model, keras.Sequential) else model.operations[-1]
-    if isinstance(last, keras.Model):
-        return last_name(last)
-    function = getattr(last, "activation", last)
-    name = getattr(function, "__name__", type(function).__name__).lower()
-    return next((end for end in ("softmax", "sigmoid") if end in name), "")
+    for operation in reversed(model.layers if isinstance(model, keras.Sequential) else model.operations):
+        if isinstance(operation, keras.Model):
+            return ending(operation)
+        function = getattr(operation, "activation", operation)
+        name = getattr(function, "__name__", type(function).__name__).lower()
+        if found := re.search("softmax|sigmoid", name):
+            return operation, found[0]
+        if name not in ("linear", "identity", "reshape", "flatten", "dropout") or getattr(operation, "weights", ()):
+            break
+    return None, ""
 
 
 def relu_ceiling(operation):
@@ -433,15 +430,19 @@ def relu_ceiling(operation):
 
 
 def named_layers(model, units=False):
-    """{name: layer} of the layers that give a map, (h, w, K); with units also of the dense ones."""
-    return {layer.name.replace(SLASH, "/"): layer for layer in model.layers[1:]
-            if len(layer.output.shape) == 4 and layer.output.shape[1:3] != (1, 1)
-            or units and len(layer.output.shape) == 2 and hasattr(layer, "kernel")}
+    """{name: operation}, from the first convolution on, of those that give a map, (h, w, K); with units dense ones."""
+    operations = itertools.dropwhile(lambda each: not re.search("Conv|Dense", type(each).__name__), model.operations)
+    shapes = {each: getattr(each.output, "shape", ()) for each in operations}  # none of several outputs
+    return {each.name.replace(SLASH, "/"): each for each, shape in shapes.items() if len(shape) == 4 and
+            shape[1:3] != (1, 1) or units and len(shape) == 2 and hasattr(each, "kernel")}
 
 
 def get_layer(model, name):
-    """A layer by the name that people give it. ValueError where there is none."""
-    return model.get_layer(name.replace("/", SLASH))
+    """A layer or other operation by the name that people give it. ValueError where there is none."""
+    for operation in getattr(model, "operations", model.layers):  # a Sequential has none
+        if operation.name == name.replace("/", SLASH):
+            return operation
+    raise ValueError(f"{model.name} has no layer {name!r}")
 
 
 def choose_layers(options, model, shown, layer):
@@ -451,9 +452,9 @@ def choose_layers(options, model, shown, layer):
     if options.list_layers:
         print(*known, sep="\n", file=sys.__stdout__)
         sys.exit(0)
-    last, chosen = {layer.output.shape[1:3]: name for name, layer in named_layers(model).items() if not re.search(
-        "Pool|Dropout|Padding|Cropping|Rescaling|Resizing|Random|^Normalization", type(layer).__name__)}, []
-    for word in (shown or last.values()) if every else options.layers:
+    last, chosen = {layer.output.shape[1:3]: name for name, layer in named_layers(model).items()
+                    if not re.search("Pool|Dropout|Padding|Cropping", type(layer).__name__)}, []
+    for word in (shown or [*last.values()] or ["*"]) if every else options.layers:
         chosen += [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())] or [None]
         if chosen[-1] is None:
             raise UserError(f"{model.name} has no layer {word!r}{suggest(word, known) or ': see --list-layers'}")
@@ -551,11 +552,10 @@ class View:
     def save(self, figure, rows, note, arrays, bars=None, photos=None, label=None):
         """Write a page. photos: paths, of a page over several; label: of one over networks, whose names arrays bear."""
         options, whose = self.options, label or self.network.label
-        method = f" · {options.method}" if "method" in options else ""
-        weights = f"untrained, seed {options.seed}" if options.weights == "random" else Path(options.weights).name
+        method = f" · {options.method}" if "method" in options and figure != "kernels" else ""
         note, stem = (note, options.group) if photos else (f"{self.path.name} · {note}", options.stems[self.path])
-        page = lay_out(rows, f"{whose} · {figure.replace('_', ' ')}{method} · weights: {weights}", note,
-                       [(options.colormap, "max")] if bars is None else bars)
+        heading = f"{whose} · {figure.replace('_', ' ')}{method} · weights: {Path(options.weights).name}"
+        page = lay_out(rows, heading, note, [(options.colormap, "max")] if bars is None else bars)
         self.write(figure, f"{stem}_{whose.lower()}_{figure}", page, arrays, photos, label)
 
     def write(self, figure, stem, page, arrays, photos=None, label=None):

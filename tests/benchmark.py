@@ -357,7 +357,7 @@ def scan(count=96):
     network = argparse.Namespace(model=model, layer=LAST, prepare=prepare)
     with tempfile.TemporaryDirectory() as place:
         paths = sorted(Path(make_photographs(place, count)).glob("*.jpg"))
-        options = argparse.Namespace(images=paths, skipped=[])
+        options = argparse.Namespace(images=paths, skipped=set())
         batches = [tf.constant(np.concatenate([prepare(utils.read_photo(path)) for path in paths[start:start + 8]]))
                    for start in range(0, count, 8)]
         seconds = take_turns(rounds=3, warm=1, bare=lambda: [forward(batch).numpy() for batch in batches],
@@ -376,7 +376,7 @@ def peak_of_a_scan(place, count):
     import deconvnet_vgg
     prepare = functools.partial(utils.network_input, size=(224, 224), preprocess="caffe")
     network = argparse.Namespace(model=deconvnet_vgg.build("vgg16", False), layer="block1_conv1", prepare=prepare)
-    options = argparse.Namespace(images=sorted(Path(place).glob("*.jpg"))[:count], skipped=[])
+    options = argparse.Namespace(images=sorted(Path(place).glob("*.jpg"))[:count], skipped=set())
     deconvnet_vgg.scan(options, network, None)
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 

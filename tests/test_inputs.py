@@ -310,7 +310,7 @@ def test_every_command_of_the_readme_is_accepted(read, tmp_path):
 
 
 def test_the_table_has_imagenet_s_classes_and_each_is_found_by_index_id_or_its_name_in_any_case():
-    classes = utils.imagenet_classes()
+    classes = utils.read_classes()
     synsets, names = zip(*classes)
     assert len(classes) == 1000 and [*synsets] == sorted(set(synsets))  # ILSVRC numbers them so
     assert (classes[0], classes[285]) == (("n01440764", "tench"), ("n02124075", "Egyptian cat"))

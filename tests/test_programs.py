@@ -264,10 +264,10 @@ WRITTEN = {  # by the contract: OUTPUT/STEM_MODEL_FIGURE, a figure over both VGG
     "vgg": both("cat_vgg_layers", "cat_vgg16_one_class", "cat_vgg19_one_class"),
     "tiny": both(*(f"cat_vgg16_{figure}" for figure in DECONVNET[:4])),
     "inceptionv3": {f"hopper_coffee_inceptionv3_{figure}.pdf" for figure in DECONVNET},
-    "folder": both(*(f"{stem}_mine_{figure}" for stem in ("p1", "photos_p2_png", "sub_p2_png")
+    "folder": both(*(f"{stem}_mine_{figure}" for stem in ("p1", "p2", "sub_p2_png")
                      for figure in (*GRADCAM, "overlay_0", "overlay_4"))),
     "kernels": both("photos_mine_comparison", "photos_mine_top9", *(
-        f"{stem}_mine_{figure}" for stem in ("p1", "photos_p2_png", "sub_p2_png")
+        f"{stem}_mine_{figure}" for stem in ("p1", "p2", "sub_p2_png")
         for figure in ("projections", "blocks", "occlusion")))}
 
 

@@ -176,7 +176,7 @@ def test_read_ahead_keeps_the_order_and_names_what_cannot_be_read(tmp_path, capf
         time.sleep(random.random() / 50)  # which thread is the first to be done is a matter of chance
         return pixels[None]
 
-    skipped, numbers = [], [*range(0, 23, 3), 10, 1, 22]
+    skipped, numbers = set(), [*range(0, 23, 3), 10, 1, 22]
     options = SimpleNamespace(images=paths, skipped=skipped)
     lists = list(deconvnet_vgg.read_ahead(options, SimpleNamespace(prepare=prepare), numbers, size=4))
     found = [pair for some in lists for pair in some]

@@ -120,7 +120,7 @@ def curves_with(area, chance):
 def test_the_verdict_is_two_sample_deviations_of_the_areas(area, chance, deletion, insertion):
     for name, word in (("deletion", deletion), ("insertion", insertion)):
         picture, title, verdict = curve_tile(name, curves_with(area, chance))
-        assert title == f"{name}: area {area:.3g}\n{word} chance, 0.5 ± 0.2" and verdict == word
+        assert title == f"{name}: area {area:.4g}\n{word} chance, 0.5 ± 0.2" and verdict == word
         assert picture.dtype == np.uint8 and np.ptp(picture.astype(int), axis=2).max() > 100  # the curve is red
 
 
@@ -128,7 +128,7 @@ def test_areas_are_those_of_trapezia():
     curve = np.zeros(11)
     curve[[0, 1, 10]] = 1, 0.5, 0.25  # (1 + 0.5) / 2 + 0.5 / 2 + 0.25 / 2, of a width of 0.1
     title = curve_tile("deletion", np.stack([curve, *curves_with(0.4, [0.5, 0.6])]))[1]
-    assert title.startswith("deletion: area 0.113\n")
+    assert title.startswith("deletion: area 0.1125\n")
 
 
 def test_maps_drawn_by_lot_are_seldom_said_to_beat_chance():
