@@ -84,7 +84,7 @@ def suggest(word, known):
     """A clause that names what is nearest to a mistyped word, or what there is."""
     found = [name for name in known if word.lower() in name.lower()][-3:]
     found = found or difflib.get_close_matches(word, known, 3, 0.5)
-    return f": did you mean {', '.join(found)}?" if found else f": choose from {', '.join(known)}" * (len(known) < 30)
+    return f": did you mean {', '.join(found)}?" if found else f": choose from {', '.join(known)}" * (0 < len(known) < 30)
 
 
 def reader(*known, many=False):
@@ -454,7 +454,7 @@ def choose_layers(options, model, shown, layer):
         sys.exit(0)
     last, chosen = {layer.output.shape[1:3]: name for name, layer in named_layers(model).items()
                     if not re.search("Pool|Dropout|Padding|Cropping", type(layer).__name__)}, []
-    for word in (shown or [*last.values()] or ["*"]) if every else options.layers:
+    for word in (shown or [*last.values()] or ["with a map"]) if every else options.layers:
         chosen += [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())] or [None]
         if chosen[-1] is None:
             raise UserError(f"{model.name} has no layer {word!r}{suggest(word, known) or ': see --list-layers'}")

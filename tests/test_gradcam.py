@@ -126,7 +126,8 @@ METHODS = {"gradcam": lambda g, A: g.mean((0, 1)) * A, "gradcam++": gradcam_plus
 
 def textbook(model, x, layer, classes, method="gradcam"):
     """The recipe that everybody knows: a model with two outputs and an eager tape, for one layer. (maps, logits)"""
-    both = keras.Model(model.inputs[0], [model.get_layer(layer).output, model.outputs[0]])
+    output, = (each.output for each in getattr(model, "operations", model.layers) if each.name == layer)
+    both = keras.Model(model.inputs[0], [output, model.outputs[0]])
     with tf.GradientTape(persistent=True) as tape:
         A, logits = both(x, training=False)
         scores = [logits[0, index] for index in classes]
@@ -196,6 +197,9 @@ ENDS = {"softmax_as_argument": lambda x: kl.Dense(3, activation="softmax", name=
         "softmax_as_function": lambda x: keras.ops.softmax(kl.Dense(3, name="head")(x)),
         "softmax_in_another_network": lambda x: keras.Sequential([
             keras.Input((6,)), kl.Dense(3, activation="softmax", name="head")])(x),
+        "softmax_before_what_changes_nothing": lambda x: kl.Activation("linear", dtype="float32")(kl.Identity()(
+            kl.Reshape((3,))(kl.Dense(3, activation="softmax", name="head")(x)))),
+        "softmax_as_layer_before_identity": lambda x: kl.Identity()(kl.Softmax()(kl.Dense(3, name="head")(x))),
         "three_sigmoids": lambda x: kl.Dense(3, activation="sigmoid", name="head")(x),
         "one_sigmoid": lambda x: kl.Dense(1, activation="sigmoid", name="head")(x),
         "one_sigmoid_as_layer": lambda x: kl.Activation("sigmoid")(kl.Dense(1, name="head")(x))}
@@ -372,6 +376,26 @@ def test_guided_backprop_worked_out_on_paper():
     np.testing.assert_array_equal(found, [[[[3, 0, -3], [2, 1, 0]]], [[[8, 4, 0], [0, 0, 0]]]])
 
 
+def test_names_that_keras_gave_and_would_give_again_do_no_harm(grad_cam):
+    """As in a new process: Keras counts from the start again, and a layer may have a name that no trace allows."""
+    keras.utils.clear_session()
+    inputs = keras.Input((8, 8, 3))
+    x = kl.Activation("relu")(kl.Conv2D(4, 3, padding="same", name="my conv")(inputs / 255.0))
+    y = kl.Conv2D(2, 1, padding="same")(x)
+    x = keras.ops.relu(keras.ops.concatenate([x, y + y], axis=-1))
+    model = shake(keras.Model(inputs, kl.Dense(1, activation="sigmoid")(kl.Flatten()(x))))
+    keras.utils.clear_session()
+    opened, x = utils.open_network(model), 255 * noise(1, 8, 8, 3)
+    layers = [*utils.named_layers(opened)]
+    assert layers == ["my_conv", "activation", "conv2d", "add", "concatenate", "relu"]  # sums written as such, too
+    maps, logits = grad_cam(opened, x, layers, [0, 1])
+    for layer in layers:
+        for found, cam in zip(maps[layer], textbook(opened, x, layer, [0, 1])[0], strict=True):
+            assert error(found, cam) < 1e-4
+    assert error(guided_backprop(opened, x, [0]), -guided_backprop(opened, x, [1])) > 0  # and no clash of names
+    np.testing.assert_allclose(1 / (1 + np.exp(logits[0] - logits[1])), model(x)[0, 0], rtol=1e-5)
+
+
 # --- many calls, errors, and a model left as it was -----------------------------------------------------------------
 
 def test_top_puts_the_most_probable_classes_first(grad_cam):
@@ -419,6 +443,10 @@ def test_unknown_layers_and_classes_are_named(classes):
     for _ in range(2):  # the second time a trace could be there
         with pytest.raises(ValueError, match="nowhere"):
             gradcam_vgg.grad_cam(model, x, ["map1", "nowhere"], [0])
+        with pytest.raises(ValueError, match="head"):  # which gives no map
+            gradcam_vgg.grad_cam(model, x, ["head"], [0])
+        with pytest.raises(ValueError, match="not one"):
+            gradcam_vgg.grad_cam(model, np.concatenate([x, x]), ["map1"], [0])
         with pytest.raises(ValueError, match=str(classes[-1])):
             gradcam_vgg.grad_cam(model, x, ["map1"], classes)
         with pytest.raises(ValueError, match=str(classes[-1])):

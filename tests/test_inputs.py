@@ -63,6 +63,7 @@ KINDS = {  # name of the photograph: its mode, what is stored, settings, its pix
     "palette_alpha.png": ("P", INDICES, {"transparency": bytes((0, 255, 128, 64))}, OVER_WHITE, 1),
     "rgba.webp": ("RGBA", RGBA, {"lossless": True, "exact": True}, OVER_WHITE, 1),
     "rgba.tif": ("RGBA", RGBA, {}, OVER_WHITE, 1), "rgba.png": ("RGBA", RGBA, {}, OVER_WHITE, 1),
+    "float.tif": ("cv2", GREY.astype(np.float32) / 255, {}, GREY3, 1),
     "cmyk.jpg": ("CMYK", CMYK, {"quality": 98}, CMYK_RGB, 5), "cmyk.tif": ("CMYK", CMYK, {}, CMYK_RGB, 1),
     **{f"{name}16.{ending}": ("cv2", stored, {}, np.dstack([stored / 257] * (3 if name == "grey" else 1)), 1)
        for ending in ("png", "tif") for name, stored in (("grey", GREY16), ("rgb", RGB16))}}

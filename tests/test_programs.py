@@ -105,7 +105,7 @@ def without_tensorflow(tmp_path_factory):
     *((script, ["--figures", "clases,blocs"], "'clases'") for script in SCRIPTS),
     ("gradcam_vgg", ["--classes", "egyptain cat"], "egyptian cat"), ("gradcam_googlenet", ["cut.jpg"], "cut.jpg"),
     ("gradcam_resnet50", ["--classes", "crane"], "134 or 517"), ("deconvnet_vgg", ["phone.heic"], "phone.heic"),
-    ("gradcam_googlenet", ["https://a.org//b.jpg"], "https://a.org//b.jpg"), ("gradcam_vgg", ["--kernels", "8-"], "8-"),
+    ("gradcam_googlenet", ["HTTPS://a.org//b.jpg"], "HTTPS://a.org//b.jpg"), ("gradcam_vgg", ["--kernels", "8-"], "8-"),
     ("deconvnet_inceptionv3", ["nowhere/*.jpg"], "nowhere/*.jpg"), ("deconvnet_vgg", ["--weights", "no.h5"], "no.h5"),
     ("gradcam_vgg", ["--output", "taken"], "taken"), ("gradcam_vgg", ["--output", "taken/below"], "taken/below")])
 def test_what_is_wrong_is_told_before_tensorflow_is_imported(without_tensorflow, script, words, says):
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_told_before_tensorflow_is_imported(without_tensorflow,
 
 def test_right_words_reach_tensorflow_and_help_does_without(without_tensorflow):
     """The proof that the trap of the test above catches."""
-    done = without_tensorflow("gradcam_vgg", CAT, "--classes", "Egyptian cat", "--output", "out")
+    done = without_tensorflow("gradcam_vgg", CAT, "--classes", "Egyptian cat", "--output", "out", HOPPER_COFFEE)
     assert (done.code, done.out, done.err) == (IMPORTED, [], [])
     done = without_tensorflow("deconvnet_vgg", "--help")
     assert (done.code, done.err) == (0, []) and "usage: deconvnet_vgg.py" in done.out[0]
@@ -300,7 +300,7 @@ def test_what_cannot_be_read_in_a_folder_is_named_the_rest_drawn_and_the_code_is
 
 def test_a_folder_of_which_nothing_can_be_read_is_no_traceback(result_of):
     done = result_of("none")
-    assert done.files() == set() and done.code in (1, 2)
+    assert done.files() == set() and done.code == 2
     assert all(any(name in line for line in done.err) for name in ("a.jpg", "b.jpg"))
 
 

@@ -199,7 +199,7 @@ def draw(desk, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--weights", str(desk.folder / "net.keras"), "--preprocess",
                                           "unit", "--arrays", "--output", "out", *map(str, arguments)])
         code = deconvnet_vgg.main(utils.read_options(vars(deconvnet_vgg)))
-        return code, pages[-1], read(*Path("out").glob("*.npz"))
+        return code, pages[-1], read(sorted(Path("out").glob("*.npz"))[0])
     return call
 
 
@@ -229,6 +229,14 @@ def test_comparison_of_several_photographs_has_a_row_a_kernel_and_columns_a_phot
     assert set(arrays) == {f"net/{what}/q{seed}" for what in ("conv2/7", "conv2/2", "input") for seed in (3, 4, 5)}
     for kernel, seed in ((7, 3), (2, 5)):
         assert_same(arrays[f"net/conv2/{kernel}/q{seed}"], back(desk, photo(seed), "conv2", kernel))
+
+
+def test_black_photographs_and_extreme_shapes_are_drawn(draw, tmp_path):
+    """Where no map says anything, and where a strip is set beside a pillar."""
+    for name, size in (("strip", (4, 200)), ("pillar", (200, 4))):
+        save(tmp_path / f"{name}.png", np.zeros((*size, 3), np.uint8))
+    code, rows, _ = draw(tmp_path / "strip.png", tmp_path / "pillar.png", "--figures", "projections,blocks,comparison")
+    assert code == 0 and {picture.shape[0] for picture, _ in rows[0]} == {60}
 
 
 def test_comparison_leaves_out_a_photograph_that_cannot_be_read(draw, tmp_path):
