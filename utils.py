@@ -84,7 +84,7 @@ def suggest(word, known):
     """A clause that names what is nearest to a mistyped word, or what there is."""
     found = [name for name in known if word.lower() in name.lower()][-3:]
     found = found or difflib.get_close_matches(word, known, 3, 0.5)
-    return f": did you mean {', '.join(found)}?" if found else f": choose from {', '.join(known)}" * (0 < len(known) < 30)
+    return f": did you mean {', '.join(found)}?" if found else f": one of {', '.join(known)}" * (0 < len(known) < 30)
 
 
 def reader(*known, many=False):
