@@ -241,16 +241,16 @@ def deletion_and_insertion(view, maps, count=10):
 def curve_tile(name, curves, height=220):
     """The first curve, a map's, over chance's, two sample standard deviations wide: (picture, title, verdict)."""
     figure, shares = Figure(figsize=(2.8, height / 100), dpi=100), np.linspace(0, 100, 11)
-    axes, areas = figure.add_axes((0.27, 0.25, 0.7, 0.7)), (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
+    axes = figure.add_axes((0.27, 48 / height, 0.67, 1 - 58 / height))
     mean, spread = curves[1:].mean(axis=0), 2 * curves[1:].std(axis=0, ddof=1)
     axes.fill_between(shares, np.maximum(mean - spread, 0), np.minimum(mean + spread, 1), color="0.85")
-    axes.plot(shares, mean, color="0.5")
-    axes.plot(shares, curves[0], color="C3")
+    axes.plot(shares, mean, "grey", shares, curves[0], "C3")
     axes.set(xlim=(0, 100), ylim=(0, None), xlabel=f"% of pixels, {name}", ylabel="probability")
     FigureCanvasAgg(figure).draw()
+    areas = (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
     chance, width = areas[1:].mean(), 2 * areas[1:].std(ddof=1)
     gain = (areas[0] - chance) * (-1 if name == "deletion" else 1)  # of deletion a small area is good
-    verdict = "better than" if gain > width else "worse than" if gain < -width else "no different from"
+    verdict = "better than" if gain > width else "worse than" if gain < -width else "like"
     title = f"{name}: area {areas[0]:.4g}\n{verdict} chance, {chance:.4g} ± {width:.2g}"
     return np.asarray(figure.canvas.buffer_rgba())[..., :3], title, verdict
 
