@@ -66,7 +66,7 @@ def clock(call):
 
 
 def take_turns(rounds=5, warm=2, **calls):
-    """Seconds of each call: {name: (rounds,)}. Two calls each to warm up, since grad_cam traces at its second.
+    """Seconds of each call: {name: (rounds,)}. Two calls each to warm up: the first one may be traced.
 
     In every round each call has its turn, a quick one as often as fits into a second; the median of these counts.
     """
