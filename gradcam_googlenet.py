@@ -91,13 +91,14 @@ def with_guided_relus(model):
 
 @tf.function  # traced once for a network and a number of classes; main has it run eagerly for a single photograph
 def class_gradients(network, x, classes, top=0):
-    """One forward pass of a network from with_maps or with_guided_relus, then the derivatives of class scores y, all at
-    once in a trace: (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K); dy/dx where there are no maps)."""
+    """One forward pass of a network from with_maps or with_guided_relus, then the derivatives of class scores y:
+    (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K); dy/dx where there are no maps)."""
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         *maps, logits = keras.tree.flatten(network(x, training=False))
-        probable = tf.math.top_k(logits[0], top).indices
-        y = tf.gather(logits[0], tf.concat([probable, classes], axis=0))  # the scores before softmax
+        y = tf.gather(logits[0], tf.concat([tf.math.top_k(logits[0], top).indices, classes], axis=0))  # before softmax
+    if y.shape[0] == 1:
+        return maps, logits[0], tf.nest.map_structure(lambda g: g[None], tape.gradient(y, maps or x))
     return maps, logits[0], tape.jacobian(y, maps or x, experimental_use_pfor=not tf.executing_eagerly())
 
 

@@ -74,13 +74,14 @@ def with_guided_relus(model):
 
 @tf.function  # traced once for a network and a number of classes; main has it run eagerly for a single photograph
 def class_gradients(network, x, classes, top=0):
-    """One forward pass of a network from with_maps or with_guided_relus, then the derivatives of class scores y, all at
-    once in a trace: (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K); dy/dx where there are no maps)."""
+    """One forward pass of a network from with_maps or with_guided_relus, then the derivatives of class scores y:
+    (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K); dy/dx where there are no maps)."""
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         *maps, logits = keras.tree.flatten(network(x, training=False))
-        probable = tf.math.top_k(logits[0], top).indices
-        y = tf.gather(logits[0], tf.concat([probable, classes], axis=0))  # the scores before softmax
+        y = tf.gather(logits[0], tf.concat([tf.math.top_k(logits[0], top).indices, classes], axis=0))  # before softmax
+    if y.shape[0] == 1:
+        return maps, logits[0], tf.nest.map_structure(lambda g: g[None], tape.gradient(y, maps or x))
     return maps, logits[0], tape.jacobian(y, maps or x, experimental_use_pfor=not tf.executing_eagerly())
 
 
@@ -162,10 +163,10 @@ def draw_layers(views):
             rows.setdefault(layer.partition("_")[0], []).append(tile)
             arrays[f"{view.network.name}/{layer}/{index}"] = cams[index]
     rows[[*rows][0]].append((photo, "photograph"))
-    if first.options.saved:  # the names of its layers tell of no blocks
-        rows = dict(enumerate(first.grid([(cams[index], layer) for layer, cams in maps.items()])))
+    tiles = [(cams[index], layer) for layer, cams in maps.items()]  # of a saved network, whose layers tell of no blocks
+    rows = first.grid(tiles) if first.options.saved else [*rows.values()]
     note = " · ".join(f"{view.network.label}: {view.title(index, ', ')}" for view in views)
-    first.save("layers", [*rows.values()], note, arrays, label="VGG" if several else first.network.label)
+    first.save("layers", rows, note, arrays, label="VGG" if several else first.network.label)
 
 
 def draw_classes(view):
@@ -306,9 +307,8 @@ def main(options):
     networks = [utils.open_weights(options, name.upper(), functools.partial(build, name),
                                    [f"{name}_weights_tf_dim_ordering_tf_kernels.h5"], ["block?_conv?"])
                 for name in (options.models[-1:] if options.saved or options.list_layers else options.models)]
-    names = [network.name for network in networks]
-    targets = [(figure, name) for figure in options.figures
-               for name in (["vgg"] if figure == "layers" and len(names) > 1 else names)]
+    targets = [(figure, name) for figure in options.figures for name in (
+        ["vgg"] if figure == "layers" and len(networks) > 1 else [network.name for network in networks])]
     for path, pixels, figures in utils.photographs(options, targets):
         views = {network.name: Evidence(options, network, path, pixels) for network in networks}
         for figure, name in figures:

@@ -7,7 +7,8 @@
 It prints one table, in Markdown, and writes one JSON file; tests/benchmark.json is that of the run whose numbers README
 shows, and test_benchmark.py holds README to it. Each line names the call or command that was timed, ours and the one it
 is held against. The peers are used where they are installed (tf-keras-vis; torch, captum, grad-cam) and named as absent
-where not.
+where not. Install them into a folder of their own (pip install --target) and put it on PYTHONPATH for this program:
+Keras imports some of what they bring, scikit-learn for one, wherever it finds it, and so starts later.
 
 What is compared runs in one process, on the same photograph, both sides warm, in turns (one round after the other, so
 that a busy moment of the machine meets both); the ratio is taken within each round, and its median over the rounds is
@@ -85,9 +86,9 @@ def in_a_process(function, *arguments):
 
 
 def run_program(*words):
-    """Run Python with these words; what it prints."""
-    done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True, check=False,
-                          env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    """Run Python with these words; what it prints. A script runs without the peers on PYTHONPATH, as its users do."""
+    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | ({} if words[0] == "-c" else {"PYTHONPATH": ""})
+    done = subprocess.run([sys.executable, *words], cwd=HERE, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise RuntimeError(f"python {' '.join(words)} ended with {done.returncode}: {done.stderr}")
     return done.stdout
