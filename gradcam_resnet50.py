@@ -48,40 +48,42 @@ CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given the gradient
 
 @functools.lru_cache(maxsize=8)
 def with_maps(model, layers=()):
-    """The network with the feature maps of layers as outputs before its logits."""
-    features = [utils.get_layer(model, name).output for name in layers]
+    """The network in two: up to the first map (no tape need record that), and on to the other maps and the logits."""
+    maps = [utils.get_layer(model, name).output for name in layers]
     inner = any(isinstance(layer, keras.Model) for layer in model.layers)
-    if utils.ending(model)[1] or inner or not all(len(A.shape) == 4 for A in features):
+    if utils.ending(model)[1] or inner or not all(len(A.shape) == 4 for A in maps):
         raise ValueError(f"logits and maps at {layers} are wanted, and no networks inside: see utils.open_network")
-    return keras.Model(model.inputs[0], [*features, model.outputs[0]])
+    try:
+        return keras.Model(model.inputs[0], maps[0]), keras.Model(maps[0], [*maps[1:], model.outputs[0]])
+    except (IndexError, ValueError):  # there is none, or not everything passes through it: the first part does nothing
+        return keras.Model(model.inputs[0], model.inputs[0]), keras.Model(model.inputs[0], [*maps, model.outputs[0]])
 
 
 @functools.lru_cache(maxsize=8)
 def with_guided_relus(model):
     """A copy that shares the weights; its ReLUs pass a signal R back only where R > 0 and their forward value f > 0."""
-    @tf.custom_gradient
-    def rectify_back(f):
-        return tf.identity(f), tf.nn.relu  # forward: f unchanged; backward: R where R > 0
+    rectify_back = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))  # forward: f; backward: R where R > 0
     gate = keras.layers.Activation(rectify_back, name="guided..gate")  # behind each ReLU, which itself checks f > 0
 
     def call(layer, *args, **kwargs):
-        output = layer(*args, **kwargs)
-        return gate(output) if utils.relu_ceiling(layer) else output
+        return gate(layer(*args, **kwargs)) if utils.relu_ceiling(layer) else layer(*args, **kwargs)
 
-    return keras.models.clone_model(with_maps(model), clone_function=lambda layer: layer, call_function=call)
+    below, above = with_maps(model)
+    return below, keras.models.clone_model(above, clone_function=lambda layer: layer, call_function=call)
 
 
 @tf.function  # traced once for a network and a number of classes; main has it run eagerly for a single photograph
-def class_gradients(network, x, classes, top=0):
-    """One forward pass of a network from with_maps or with_guided_relus, then the derivatives of class scores y:
-    (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K); dy/dx where there are no maps)."""
+def class_gradients(below, above, x, classes, top=0):
+    """One forward pass of a network in two parts, then the derivatives of class scores y: (A, what the first part
+    returned and the feature maps of the second; logits; dy/dA of each, (classes, 1, h, w, K))."""
+    start = below(x, training=False)
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        *maps, logits = keras.tree.flatten(network(x, training=False))
+        tape.watch(start)
+        *maps, logits = start, *keras.tree.flatten(above(start, training=False))
         y = tf.gather(logits[0], tf.concat([tf.math.top_k(logits[0], top).indices, classes], axis=0))  # before softmax
     if y.shape[0] == 1:
-        return maps, logits[0], tf.nest.map_structure(lambda g: g[None], tape.gradient(y, maps or x))
-    return maps, logits[0], tape.jacobian(y, maps or x, experimental_use_pfor=not tf.executing_eagerly())
+        return maps, logits[0], [g[None] for g in tape.gradient(y, maps)]
+    return maps, logits[0], tape.jacobian(y, maps, experimental_use_pfor=not tf.executing_eagerly())
 
 
 def as_tensors(model, x, classes):
@@ -99,9 +101,9 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     ones come before them. method: a key of CAM_WEIGHTS. The model is left as it was.
     Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive
     values speak for the class, negative ones against it; logits float32 (n_classes,). ValueError: unknown names."""
-    features, logits, gradients = class_gradients(with_maps(model, tuple(layers)), *as_tensors(model, x, classes), top)
-    cams = {}
-    for layer, A, dy_dA in zip(layers, features, gradients):
+    network, cams = with_maps(model, tuple(layers)), {}
+    features, logits, gradients = class_gradients(*network, *as_tensors(model, x, classes), top)
+    for layer, A, dy_dA in zip(layers, features[-len(layers):], gradients[-len(layers):]):
         alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; 0: the photograph
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; its ReLU is applied where it is drawn
     return cams, logits.numpy()
@@ -110,7 +112,7 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
 def guided_backprop(model, x, classes):
     """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, section 3.4): float32
     (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
-    return class_gradients(with_guided_relus(model), *as_tensors(model, x, classes))[2][:, 0].numpy()
+    return class_gradients(*with_guided_relus(model), *as_tensors(model, x, classes))[2][0][:, 0].numpy()
 
 
 class Evidence(utils.View):
@@ -186,8 +188,8 @@ def draw_one_class(view):
 
 def draw_kernels(view):
     """Feature maps of one layer, over the photograph."""
-    layer, kernels = view.layer, view.options.kernels
-    maps = with_maps(view.network.model, (layer,))(view.x, training=False)[0][0].numpy()
+    layer, model, kernels = view.layer, view.network.model, view.options.kernels
+    maps = keras.Model(model.inputs[0], utils.get_layer(model, layer).output)(view.x, training=False)[0].numpy()
     if isinstance(kernels, int):
         kernels = np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:kernels]
     rows = view.grid([(maps[..., kernel], f"kernel {kernel}") for kernel in kernels], lack="silent")
@@ -221,9 +223,9 @@ def draw_overlay(view):
 
 
 def deletion_and_insertion(view, maps, count=10):
-    """Do maps find the evidence? (Petsiuk et al. 2018, arXiv 1806.07421, section 4) In steps of 10 % of the pixels, the
-    warmest first, the photograph gives way to grey (deletion), or a blurred copy to the photograph (insertion); after
-    the maps in random orders of patches, 7 by 7. Returns {name: probabilities (len(maps) + count, 11, n_classes)}."""
+    """Petsiuk et al. 2018, arXiv 1806.07421, section 4: in steps of 10 % of the pixels, the warmest first, the
+    photograph gives way to grey (deletion), or a blurred copy to the photograph (insertion); after the maps in count
+    random orders of 7 x 7 patches. Returns {name: probabilities (len(maps) + count, 11, n_classes)}."""
     x, (height, width), generator, curves = view.x[0], view.x.shape[1:3], np.random.default_rng(0), {}
     ties, *chance = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
                      for _ in range(count + 1)]
@@ -264,8 +266,7 @@ def rank_correlation(first, second):
 
 
 def draw_trust(view):
-    """Can the maps be believed? Deletion and insertion against chance, and the network with its weights re-initialised
-    (Adebayo et al. 2018, arXiv 1810.03292: a map that does not change without training does not explain it)."""
+    """Deletion and insertion against chance, and the same network untrained (Adebayo et al. 2018, arXiv 1810.03292)."""
     photo, layer, rows, arrays, network = utils.fit(view.pixels, 4), view.layer, [], {}, view.network
     if "control" not in network:
         keras.utils.set_random_seed((view.options.seed + 1) % 2**32)
