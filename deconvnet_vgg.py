@@ -132,14 +132,14 @@ def unpool(layer, signal, values):
 
 def derivative(operation, signals, values, ceiling):
     """Any other operation: its derivative, without the ReLU that it may end in, which `down` has applied."""
-    tensors, output = keras.tree.flatten(operation.input), operation.output
-    count = next(len(signal) for signal in signals if tf.is_tensor(signal))
+    tensors, count = keras.tree.flatten(operation.input), next(len(each) for each in signals if tf.is_tensor(each))
     inputs = {id(tensor): tf.repeat(values[id(tensor)], count, axis=0) for tensor in tensors}
-    if ceiling:
+    part = keras.Model([*{id(tensor): tensor for tensor in tensors}.values()], operation.output)
+    if ceiling:  # a copy, with an input of its own: the network would keep what is called on its tensors
         twin = type(operation).from_config(operation.get_config() | {"activation": "linear"})
-        output = twin(operation.input)
+        start = [keras.Input(batch_shape=operation.input.shape)]
+        part = keras.Model(start, twin(*start))
         twin.set_weights(operation.get_weights())
-    part = keras.Model([*{id(tensor): tensor for tensor in tensors}.values()], output)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(inputs)
         outputs = keras.tree.flatten(part([*inputs.values()], training=False))
