@@ -43,7 +43,7 @@ with utils.quiet():
     import keras
     import tensorflow as tf
 
-RELU_RULES = {  # what a ReLU passes back of a signal R; active: where its forward value f > 0
+RELU_RULES = {  # what a ReLU passes back of a signal R; active: where f, its forward value, is neither 0 nor cut off
     "gradient": lambda R, active: tf.where(active, R, 0.0),  # the derivative
     "deconvnet": lambda R, active: tf.nn.relu(R),  # Zeiler and Fergus, section 2.1, «Rectification»: f has no say
     "guided": lambda R, active: tf.where(active, tf.nn.relu(R), 0.0)}  # both: Springenberg et al. 2014, arXiv 1412.6806
@@ -54,14 +54,16 @@ def deconvnet(model, x, layer, kernels, mode="max", rule="deconvnet"):
 
     model: flat functional Keras network (utils.open_network makes one of any other); it is left as it was. x: float32
     (1, H, W, channels), as the network wants it. layer: a name. kernels: numbers. rule: a key of RELU_RULES.
-    mode: max keeps the strongest position of each kernel's map, the first in row order, all the whole map; the rest of
-    the layer is set to zero. Sent back are the activations kept, by the other rules ones: the derivative of their sum.
-    Returns float32 (len(kernels), H, W, channels). Raises ValueError for an unknown layer, kernel, mode or rule."""
+    mode: `max` keeps the strongest position of a kernel's map (of equals the first in row order), `all` the whole map;
+    the rest of the layer is set to zero. The rule deconvnet sends down the activations kept, the others send ones: the
+    derivative of their sum. Returns float32 (len(kernels), H, W, channels). ValueError: unknown names."""
     top, projections = utils.get_layer(model, layer).output, []
-    if mode not in ("max", "all") or rule not in RELU_RULES or not all(0 <= k < top.shape[-1] for k in kernels):
-        raise ValueError(f"unknown mode {mode!r}, rule {rule!r} or kernel of {list(kernels)}, {top.shape[-1]} in all")
+    if len(x) != 1 or mode not in ("max", "all") or rule not in RELU_RULES or {*kernels} - {*range(top.shape[-1])}:
+        raise ValueError(f"one x, kernels below {top.shape[-1]} and known words: {len(x)}, {kernels}, {mode}, {rule}")
     operations = keras.Model(model.inputs[0], top).operations
     tensors = keras.tree.flatten([operation.output for operation in operations])
+    if {*map(id, keras.tree.flatten([operation.input for operation in operations[1:]]))} - {*map(id, tensors)}:
+        raise ValueError("a layer is called more than once: see utils.open_network")
     values = keras.Model(model.inputs[0], tensors)(tf.constant(x, tf.float32), training=False)
     values = dict(zip(map(id, tensors), values))  # of each symbolic tensor what the forward pass gave; later switches
     maps = tf.reshape(values[id(top)], (-1, top.shape[-1]))  # (positions, K)
@@ -361,8 +363,7 @@ COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "yellow": (240, 220, 60
 
 
 def draw_occlusion(view):
-    """What a grey square hides (the paper's figure 7): how much the probability of a class and the response of a
-    kernel, summed over its map, fall where it is, and which class is the most probable one then."""
+    """What a class and a kernel need: how far they fall where a grey square hides a part (the paper's figure 7)."""
     options, network, layer = view.options, view.network, view.network.layers[-1]
     view.keep(network.predict(view.x)[0].numpy())
     patch, step = (max(round(min(view.x.shape[1:3]) * share / 100), 1) for share in (options.patch, options.stride))

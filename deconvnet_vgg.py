@@ -4,8 +4,7 @@
     python deconvnet_vgg.py photo.jpg --models vgg16 --figures projections --layers block4_conv3 --kernels 12,77
     python deconvnet_vgg.py my_photographs/ --figures top9
 
-The method, of Zeiler and Fergus 2013, arXiv 1311.2901: `deconvnet` and the functions that it calls; below are figures.
-VGG: Simonyan and Zisserman 2014, arXiv 1409.1556, as Keras has it. Weights `tiny`: VGG16's five blocks, bundled."""
+The method, of Zeiler and Fergus 2013, arXiv 1311.2901: `deconvnet` and the functions it calls; below are figures."""
 import collections
 import concurrent.futures
 import functools
@@ -28,7 +27,7 @@ RULES = ["deconvnet"]  # what a ReLU lets down: deconvnet, guided, gradient, or 
 PATCH = 25            # of occlusion: width of the grey square, percent of the shorter side
 STRIDE = 7            # of occlusion: its steps, percent of the shorter side
 COMPARED = 4          # how many photographs comparison sets side by side at most
-WEIGHTS = "imagenet"  # imagenet, tiny, random, a weights file, a folder of published ones, a saved network
+WEIGHTS = "imagenet"  # imagenet, tiny (VGG16), random, a weights file, a folder of published ones, a saved network
 LABELS = ""           # of a saved network: a file with a class name a line, or a folder with a sub-folder a class
 PREPROCESS = "caffe"  # caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
 SEED = 0              # of random weights
@@ -45,7 +44,7 @@ with utils.quiet():
     import keras
     import tensorflow as tf
 
-RELU_RULES = {  # what a ReLU passes back of a signal R; active: where its forward value f > 0
+RELU_RULES = {  # what a ReLU passes back of a signal R; active: where f, its forward value, is neither 0 nor cut off
     "gradient": lambda R, active: tf.where(active, R, 0.0),  # the derivative
     "deconvnet": lambda R, active: tf.nn.relu(R),  # Zeiler and Fergus, section 2.1, «Rectification»: f has no say
     "guided": lambda R, active: tf.where(active, tf.nn.relu(R), 0.0)}  # both: Springenberg et al. 2014, arXiv 1412.6806
@@ -56,14 +55,16 @@ def deconvnet(model, x, layer, kernels, mode="max", rule="deconvnet"):
 
     model: flat functional Keras network (utils.open_network makes one of any other); it is left as it was. x: float32
     (1, H, W, channels), as the network wants it. layer: a name. kernels: numbers. rule: a key of RELU_RULES.
-    mode: max keeps the strongest position of each kernel's map, the first in row order, all the whole map; the rest of
-    the layer is set to zero. Sent back are the activations kept, by the other rules ones: the derivative of their sum.
-    Returns float32 (len(kernels), H, W, channels). Raises ValueError for an unknown layer, kernel, mode or rule."""
+    mode: `max` keeps the strongest position of a kernel's map (of equals the first in row order), `all` the whole map;
+    the rest of the layer is set to zero. The rule deconvnet sends down the activations kept, the others send ones: the
+    derivative of their sum. Returns float32 (len(kernels), H, W, channels). ValueError: unknown names."""
     top, projections = utils.get_layer(model, layer).output, []
-    if mode not in ("max", "all") or rule not in RELU_RULES or not all(0 <= k < top.shape[-1] for k in kernels):
-        raise ValueError(f"unknown mode {mode!r}, rule {rule!r} or kernel of {list(kernels)}, {top.shape[-1]} in all")
+    if len(x) != 1 or mode not in ("max", "all") or rule not in RELU_RULES or {*kernels} - {*range(top.shape[-1])}:
+        raise ValueError(f"one x, kernels below {top.shape[-1]} and known words: {len(x)}, {kernels}, {mode}, {rule}")
     operations = keras.Model(model.inputs[0], top).operations
     tensors = keras.tree.flatten([operation.output for operation in operations])
+    if {*map(id, keras.tree.flatten([operation.input for operation in operations[1:]]))} - {*map(id, tensors)}:
+        raise ValueError("a layer is called more than once: see utils.open_network")
     values = keras.Model(model.inputs[0], tensors)(tf.constant(x, tf.float32), training=False)
     values = dict(zip(map(id, tensors), values))  # of each symbolic tensor what the forward pass gave; later switches
     maps = tf.reshape(values[id(top)], (-1, top.shape[-1]))  # (positions, K)
@@ -363,8 +364,7 @@ COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "yellow": (240, 220, 60
 
 
 def draw_occlusion(view):
-    """What a grey square hides (the paper's figure 7): how much the probability of a class and the response of a
-    kernel, summed over its map, fall where it is, and which class is the most probable one then."""
+    """What a class and a kernel need: how far they fall where a grey square hides a part (the paper's figure 7)."""
     options, network, layer = view.options, view.network, view.network.layers[-1]
     view.keep(network.predict(view.x)[0].numpy())
     patch, step = (max(round(min(view.x.shape[1:3]) * share / 100), 1) for share in (options.patch, options.stride))
@@ -402,7 +402,7 @@ def draw_occlusion(view):
 
 
 def build(name, top, weights=None):
-    """VGG16 or VGG19, with or without its classifier. weights: None, imagenet, or a file's path."""
+    """VGG16 or VGG19 (arXiv 1409.1556), with or without its classifier. weights: None, imagenet, or a file's path."""
     return getattr(keras.applications, name.upper())(
         weights=weights, include_top=top, input_shape=(224, 224, 3), classifier_activation=None)
 

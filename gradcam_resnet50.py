@@ -52,7 +52,7 @@ def with_maps(model, layers=()):
     maps = [utils.get_layer(model, name).output for name in layers]
     inner = any(isinstance(layer, keras.Model) for layer in model.layers)
     if utils.ending(model)[1] or inner or not all(len(A.shape) == 4 for A in maps):
-        raise ValueError(f"logits and maps at {layers} are wanted, and no networks inside: see utils.open_network")
+        raise ValueError(f"softmax at the end, a network inside, or no maps at {layers}: see utils.open_network")
     try:
         return keras.Model(model.inputs[0], maps[0]), keras.Model(maps[0], [*maps[1:], model.outputs[0]])
     except (IndexError, ValueError):  # there is none, or not everything passes through it: the first part does nothing
@@ -89,7 +89,7 @@ def class_gradients(below, above, x, classes, top=0):
 def as_tensors(model, x, classes):
     """x and classes as TensorFlow wants them, or ValueError."""
     if len(x) != 1 or not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
-        raise ValueError(f"unknown class in {list(classes)}, from 0 to {model.outputs[0].shape[-1] - 1}, or not one x")
+        raise ValueError(f"one x, classes below {model.outputs[0].shape[-1]} are wanted: {len(x)}, {list(classes)}")
     return tf.constant(x, tf.float32), tf.constant(classes, tf.int32)
 
 
@@ -98,13 +98,13 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
 
     model: flat functional Keras network with logits for output; utils.open_network makes one of any other. x: float32
     (1, H, W, channels), as the network wants it. layers: names. classes: indices; top: so many of the most probable
-    ones come before them. method: a key of CAM_WEIGHTS. The model is left as it was.
-    Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive
-    values speak for the class, negative ones against it; logits float32 (n_classes,). ValueError: unknown names."""
-    network, cams = with_maps(model, tuple(layers)), {}
+    ones come before them, at least one in all. method: a key of CAM_WEIGHTS. The model is left as it was. Returns
+    (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive values speak
+    for the class, negative ones against it; logits float32 (n_classes,). ValueError: unknown layer or class."""
+    network, weigh, cams = with_maps(model, tuple(layers)), CAM_WEIGHTS[method], {}
     features, logits, gradients = class_gradients(*network, *as_tensors(model, x, classes), top)
     for layer, A, dy_dA in zip(layers, features[-len(layers):], gradients[-len(layers):]):
-        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; 0: the photograph
+        alpha = weigh(dy_dA[:, 0], A)  # equation 1; 0: the photograph
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; its ReLU is applied where it is drawn
     return cams, logits.numpy()
 
@@ -190,8 +190,7 @@ def draw_kernels(view):
     """Feature maps of one layer, over the photograph."""
     layer, model, kernels = view.layer, view.network.model, view.options.kernels
     maps = keras.Model(model.inputs[0], utils.get_layer(model, layer).output)(view.x, training=False)[0].numpy()
-    if isinstance(kernels, int):
-        kernels = np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:kernels]
+    kernels = np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:kernels] if isinstance(kernels, int) else kernels
     rows = view.grid([(maps[..., kernel], f"kernel {kernel}") for kernel in kernels], lack="silent")
     view.save("kernels", rows, f"{layer} · feature maps",
               {f"{layer}/kernels": maps[..., kernels], f"{layer}/kernel_numbers": kernels})
@@ -248,7 +247,9 @@ def curve_tile(name, curves, height=220):
     mean, spread = curves[1:].mean(axis=0), 2 * curves[1:].std(axis=0, ddof=1)
     axes.fill_between(shares, np.maximum(mean - spread, 0), np.minimum(mean + spread, 1), color="0.85")
     axes.plot(shares, mean, "grey", shares, curves[0], "C3")
-    axes.set(xlim=(0, 100), ylim=(0, None), xlabel=f"% of pixels, {name}", ylabel="probability")
+    top = 1.1 * np.minimum([mean + spread, curves[0]], 1).max() or 1
+    axes.set(xlim=(0, 100), ylim=(0, top), xlabel=f"% of pixels, {name}", ylabel="probability")
+    axes.yaxis.set_major_formatter("{x:.2g}")
     FigureCanvasAgg(figure).draw()
     areas = (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
     chance, width = areas[1:].mean(), 2 * areas[1:].std(ddof=1)
@@ -269,7 +270,7 @@ def draw_trust(view):
     """Deletion and insertion against chance, and the same network untrained (Adebayo et al. 2018, arXiv 1810.03292)."""
     photo, layer, rows, arrays, network = utils.fit(view.pixels, 4), view.layer, [], {}, view.network
     if "control" not in network:
-        keras.utils.set_random_seed((view.options.seed + 1) % 2**32)
+        keras.utils.set_random_seed((view.options.seed + 181003292) % 2**32)  # not one that built it
         network.control = keras.models.clone_model(network.model, clone_function=lambda each: each if isinstance(
             each, keras.layers.Normalization) else type(each).from_config(each.get_config()))
     controls = grad_cam(network.control, view.x, [layer], [*view.cams], view.options.method)[0][layer]

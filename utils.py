@@ -147,8 +147,8 @@ def read_options(script):
     options = parser.parse_intermixed_args()
     keywords = {"imagenet": None, "random": None} | ({"tiny": script["TINY"]} if "TINY" in script else {})
     options.script, options.path = Path(script["__file__"]).stem, keywords.get(options.weights, Path(options.weights))
-    if options.path and not options.path.exists() and not Path(f"{options.path}.index").exists():
-        raise UserError(f"no weights {options.path}: give a file, a folder, or {' or '.join(keywords)}")
+    if options.path and not (options.weights and options.path.exists() or Path(f"{options.path}.index").exists()):
+        raise UserError(f"no weights {options.weights!r}: give a file, a folder, or {' or '.join(keywords)}")
     options.saved = bool(options.path) and is_saved_network(options.path)
     if options.labels and not (options.saved and os.path.exists(options.labels)):
         raise UserError(f"--labels {options.labels}: give a text file or a folder, and a saved network by --weights")
@@ -167,8 +167,8 @@ def find_photos(options, given):
     options.images: their paths; .stems: what results of each are called, no two the same; .group: of several."""
     found, taken, options.stems, options.skipped = [], set(), {}, set()
     for word in map(str, given):
-        if re.match(r"[a-zA-Z]+://", word):
-            raise UserError(f"{word} is an address: fetch the photograph first, and give the file")
+        if re.match(r"[a-zA-Z]+://|$", word):
+            raise UserError(f"{word or 'an empty word'} is no file: give one; what an address names, fetch first")
         for path in map(Path, [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True)) or [word]):
             found += [path] if not path.is_dir() else [
                 inside for inside in sorted(path.rglob("*")) if inside.suffix.lower() in PHOTO_ENDINGS
@@ -225,10 +225,9 @@ def network_input(pixels, size=(224, 224), preprocess="caffe", channels=3):
     pixels = resize(pixels, size[1], size[0])
     if channels == 1:
         pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    x = pixels[None].astype(np.float32)
+    x = pixels[None].astype(np.float32) / (255 if preprocess == "unit" else 1)
     if preprocess in ("caffe", "tf", "torch"):
         x = keras.applications.imagenet_utils.preprocess_input(x, data_format="channels_last", mode=preprocess)
-    x = x / 255 if preprocess == "unit" else x
     return x if channels == 3 else x.mean(axis=-1, keepdims=True)
 
 
@@ -272,7 +271,7 @@ def read_classes(path="", count=1000):
 def find_class(word, classes):
     """The index of a class given as an index, a WordNet id or a name; `top4` stays as it is."""
     key = word.lower().replace("_", " ")
-    if re.fullmatch(r"top[1-9]\d*", key):
+    if re.fullmatch(r"top[1-9]\d?", key):
         return key
     found = [index for index, names in enumerate(classes) if key in [name.lower().replace("_", " ") for name in names]]
     if key.isdecimal() and int(key) < len(classes):
@@ -280,7 +279,8 @@ def find_class(word, classes):
     if len(found) > 1:
         raise UserError(f"{len(found)} classes are called {word!r}: give an index, {' or '.join(map(str, found))}")
     if not found:
-        names = [name.lower() for _, name in classes] if re.search("[a-z]", key) else [f"0 … {len(classes) - 1}"]
+        names = [f"0 … {len(classes) - 1}", "top1 … top99"] if re.fullmatch(r"(top|-)?\d+", key) else \
+            [name.lower() for _, name in classes]
         raise UserError(f"unknown class {word!r}{suggest(key, names)}")
     return found[0]
 
@@ -454,10 +454,10 @@ def choose_layers(options, model, shown, layer):
         sys.exit(0)
     last, chosen = {layer.output.shape[1:3]: name for name, layer in named_layers(model).items()
                     if not re.search("Pool|Dropout|Padding|Cropping", type(layer).__name__)}, []
-    for word in (shown or [*last.values()] or ["with a map"]) if every else options.layers:
+    for word in (shown or [*last.values()] or ["with a feature map"]) if every else options.layers:
         chosen += [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())] or [None]
         if chosen[-1] is None:
-            raise UserError(f"{model.name} has no layer {word!r}{suggest(word, known) or ': see --list-layers'}")
+            raise UserError(f"{model.name} has no layer {word}{suggest(word, known) or ': see --list-layers'}")
     layer = layer if every and layer else chosen[-1]
     if not isinstance(options.kernels, int) and max(options.kernels) >= known[layer].output.shape[-1]:
         raise UserError(f"{layer} has kernels 0 to {known[layer].output.shape[-1] - 1}, not {max(options.kernels)}")

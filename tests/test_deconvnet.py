@@ -370,6 +370,25 @@ def test_what_is_unknown_is_a_value_error_that_names_it(layer, kernels, more, wo
         deconvnet(chain(), noise(1, 25, 22, 3), layer, kernels, *more)
 
 
+def test_what_would_come_out_wrong_is_refused():
+    relu, inputs = keras.layers.ReLU(), keras.Input((9, 9, 3))
+    x = relu(keras.layers.Conv2D(4, 3)(inputs))
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 3, name="last")(relu(keras.layers.Conv2D(4, 3)(x))))
+    with pytest.raises(ValueError, match="more than once"):
+        deconvnet(model, noise(1, 9, 9, 3), "last", [0])
+    with pytest.raises(ValueError, match="one x"):
+        deconvnet(chain(), noise(2, 25, 22, 3), "top", [0])
+
+
+def test_a_copied_layer_leaves_no_trace():
+    inputs = keras.Input((9, 9, 3))
+    flat = keras.layers.Flatten()
+    dense = keras.layers.Dense(5, activation="relu", name="dense")(flat(keras.layers.Conv2D(4, 3)(inputs)))
+    model = keras.Model(inputs, dense)
+    deconvnet(model, noise(1, 9, 9, 3), "dense", [0, 1])
+    assert len(flat._outbound_nodes) == 1
+
+
 @pytest.mark.parametrize("build", [other_layers, other_operations, gated])
 def test_the_network_is_left_as_it_was(build):
     def state():

@@ -445,7 +445,7 @@ def test_unknown_layers_and_classes_are_named(classes):
             gradcam_vgg.grad_cam(model, x, ["map1", "nowhere"], [0])
         with pytest.raises(ValueError, match="head"):  # which gives no map
             gradcam_vgg.grad_cam(model, x, ["head"], [0])
-        with pytest.raises(ValueError, match="not one"):
+        with pytest.raises(ValueError, match="one x"):
             gradcam_vgg.grad_cam(model, np.concatenate([x, x]), ["map1"], [0])
         with pytest.raises(ValueError, match=str(classes[-1])):
             gradcam_vgg.grad_cam(model, x, ["map1"], classes)

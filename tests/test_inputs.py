@@ -285,6 +285,7 @@ WRONG = {  # words behind a script, and what the line must hold: the wrong word 
     "gradcam_vgg.py --seed x": "--seed x", "gradcam_vgg.py --labels x": "--labels",
     "gradcam_vgg.py --weights nowhere.h5": "nowhere.h5 random", "gradcam_vgg.py --weights tiny": "tiny imagenet",
     "gradcam_vgg.py --classes egyptain_cat": "egyptain_cat Egyptian", "gradcam_vgg.py --classes 7,-1": "-1 999",
+    "gradcam_vgg.py --classes top2000": "top2000 top99",
     "gradcam_vgg.py --classes retriever": "golden", "gradcam_vgg.py --classes BOW_TY": "bow tie",
     "deconvnet_vgg.py --classes maillot": "638 639", "gradcam_vgg.py --classes 1000": "1000 999",
     "gradcam_vgg.py a/nowhere.jpg": "a/nowhere.jpg", "gradcam_vgg.py no/*.webp": "no/*.webp",
