@@ -1,450 +1,888 @@
-"""DeconvNet on VGG16 and VGG19: what in a photograph the kernels of a layer answer to, brought back to pixels.
+"""DeconvNet on VGG16 and VGG19: what in a photograph kernels answer to, projected back to pixels.
 
-    python deconvnet_vgg.py Image/cat.jpg --weights tiny
-    python deconvnet_vgg.py photo.jpg --models vgg16 --figures projections --layers block4_conv3 --kernels 12,77
+    python deconvnet_vgg.py Image/cat.jpg
+    python deconvnet_vgg.py photo.jpg --figures projections --layers block4_conv3 --kernels 12,77
     python deconvnet_vgg.py my_photographs/ --figures top9
 
-The method, of Zeiler and Fergus 2013, arXiv 1311.2901: `deconvnet` and the functions it calls; below are figures."""
-import collections
-import concurrent.futures
+The method, of Zeiler and Fergus 2013, arXiv 1311.2901, stands first: `deconvnet` and what it calls.
+Figures follow. VGG16's convolutions as published (Simonyan and Zisserman 2014, arXiv 1409.1556) are
+in Image/; `bundled` adds a classifier of the 200 classes that Image/vgg16_classes.txt lists."""
+
+import fnmatch
 import functools
+import itertools
+import math
 import os
 import sys
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 import utils
+from utils import Tile, keras, tf
 
-IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; those named here are relative to this script
-MODELS = ["vgg16", "vgg19"]  # one of them, or both
+# fmt: off
+IMAGES = ["Image/cat_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
+MODELS = ["vgg16"]    # vgg16, vgg19, or both
 FIGURES = ["projections", "blocks", "comparison", "top9"]  # of these and occlusion; or all
-LAYERS = ["all"]      # names, shell wildcards, or all: for blocks the last layer of each, for the others block3_conv3
-KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response; blocks has its own
+LAYERS = ["all"]      # names, shell wildcards, or all: block3_conv3, and for blocks the last of each
+KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the strongest; blocks has its own
 CLASSES = ["top1"]    # of occlusion: an index, WordNet id or name, or top1: the most probable
-MODE = "all"          # all: a kernel's whole map is brought back; max: its strongest position
-RULES = ["deconvnet"]  # what a ReLU lets down: deconvnet, guided, gradient, or several of them
+MODE = "all"          # all: a kernel's whole map is projected; max: its strongest position
+RULES = ["deconvnet"]  # what a ReLU sends back: deconvnet, guided, gradient, or several of them
 PATCH = 25            # of occlusion: width of the grey square, percent of the shorter side
 STRIDE = 7            # of occlusion: its steps, percent of the shorter side
 COMPARED = 4          # how many photographs comparison sets side by side at most
-WEIGHTS = "imagenet"  # imagenet, tiny (VGG16), random, a weights file, a folder of published ones, a saved network
-LABELS = ""           # of a saved network: a file with a class name a line, or a folder with a sub-folder a class
-PREPROCESS = "caffe"  # caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
+WEIGHTS = "imagenet"  # imagenet, bundled, random, a weights file or folder, a saved network
+LABELS = ""           # of a saved network: a file with a class a line, or a folder with sub-folders
+IMPORT = ""           # of a saved network: a file or module that registers its custom layers
+PREPROCESS = "auto"   # auto; caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
+FIT = "squeeze"       # squeeze, crop or pad: how a photograph becomes the network's rectangle
+RESIZE = "area"       # area; bilinear and nearest as Keras's loaders do
+PLACE = "field"       # field: maps lie where the network looked; stretch: over the whole photograph
+SCALE = 1             # pages so many times as large, for print
 SEED = 0              # of random weights
 OUTPUT = "results"    # folder of the results
 FORMAT = "jpg"        # jpg, png or pdf
 ARRAYS = False        # True: save the numbers behind each figure too, as .npz
 COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
+# fmt: on
+WEIGHTS_WORDS = ["imagenet", "bundled", "random"]
 
-TINY = utils.HERE / "Image" / "vgg16_tiny_imagenet.weights.h5"
-
-if __name__ == "__main__":
-    OPTIONS = utils.run(utils.read_options, globals())  # typing errors are told before the slow import of TensorFlow
-with utils.quiet():
-    import keras
-    import tensorflow as tf
-
-RELU_RULES = {  # what a ReLU passes back of a signal R; active: where f, its forward value, is neither 0 nor cut off
-    "gradient": lambda R, active: tf.where(active, R, 0.0),  # the derivative
-    "deconvnet": lambda R, active: tf.nn.relu(R),  # Zeiler and Fergus, section 2.1, «Rectification»: f has no say
-    "guided": lambda R, active: tf.where(active, tf.nn.relu(R), 0.0)}  # both: Springenberg et al. 2014, arXiv 1412.6806
+RELU_RULES = {  # what a ReLU sends back of a signal R; active: where its f is neither 0 nor cut off
+    # The derivative
+    "gradient": lambda R, active: tf.where(active, R, 0.0),
+    # Zeiler and Fergus, section 2.1, «Rectification»: the forward pass has no say
+    "deconvnet": lambda R, active: tf.nn.relu(R),
+    # Both: Springenberg et al. 2014, arXiv 1412.6806, section 3.4
+    "guided": lambda R, active: tf.where(active, tf.nn.relu(R), 0.0),
+}
+TOGETHER = 9  # signals that go back at a time: more of them need more memory and are no faster
 
 
 def deconvnet(model, x, layer, kernels, mode="max", rule="deconvnet"):
-    """Kernels of a layer projected back to pixels (Zeiler and Fergus, section 2.1), all from one forward pass.
+    """Project kernels of a layer back to pixels (section 2.1), all from one forward pass.
 
-    model: flat functional Keras network (utils.open_network makes one of any other); it is left as it was. x: float32
-    (1, H, W, channels), as the network wants it. layer: a name. kernels: numbers. rule: a key of RELU_RULES.
-    mode: `max` keeps the strongest position of a kernel's map (of equals the first in row order), `all` the whole map;
-    the rest of the layer is set to zero. The rule deconvnet sends down the activations kept, the others send ones: the
-    derivative of their sum. Returns float32 (len(kernels), H, W, channels). ValueError: unknown names."""
-    top, projections = utils.get_layer(model, layer).output, []
-    if len(x) != 1 or mode not in ("max", "all") or rule not in RELU_RULES or {*kernels} - {*range(top.shape[-1])}:
-        raise ValueError(f"one x, kernels below {top.shape[-1]} and known words: {len(x)}, {kernels}, {mode}, {rule}")
-    operations = keras.Model(model.inputs[0], top).operations
-    tensors = keras.tree.flatten([operation.output for operation in operations])
-    if {*map(id, keras.tree.flatten([operation.input for operation in operations[1:]]))} - {*map(id, tensors)}:
-        raise ValueError("a layer is called more than once: see utils.open_network")
-    values = keras.Model(model.inputs[0], tensors)(tf.constant(x, tf.float32), training=False)
-    values = dict(zip(map(id, tensors), values))  # of each symbolic tensor what the forward pass gave; later switches
-    maps = tf.reshape(values[id(top)], (-1, top.shape[-1]))  # (positions, K)
-    for start in range(0, len(kernels), 9):  # nine signals go down at a time
-        channels = tf.one_hot(kernels[start:start + 9], top.shape[-1])
-        chosen = tf.matmul(channels, maps, transpose_b=True)  # the maps of these kernels, (9, positions)
-        mask = tf.one_hot(tf.argmax(chosen, axis=1), maps.shape[0]) if mode == "max" else tf.ones_like(chosen)
-        seeds = (mask * chosen if rule == "deconvnet" else mask)[..., None] * channels[:, None]
-        signals = {id(top): tf.reshape(seeds, (-1, *values[id(top)].shape[1:]))}
-        for operation in reversed(operations[1:]):
-            arriving = [signals.pop(id(tensor), 0.0) for tensor in keras.tree.flatten(operation.output)]
-            for tensor, part in zip(keras.tree.flatten(operation.input), down(operation, arriving, values, mode, rule)):
-                signals[id(tensor)] = signals[id(tensor)] + part if id(tensor) in signals else part
-        projections.append(signals[id(operations[0].output)].numpy())
+    model: functional Keras network (utils.open_network makes one of any other); it is left as it
+    was. x: float32 (1, H, W, channels), as the network wants it. layer: a name. kernels: numbers.
+    mode: `max` keeps the strongest position of a kernel's map (of equals the first in row order),
+    `all` the whole map; the rest of the layer is set to zero. rule: a key of RELU_RULES. The rule
+    deconvnet sends back the activations kept, the others ones: the derivative of their sum.
+
+    Returns float32 (len(kernels), H, W, channels). ValueError: unknown layer, kernel, mode or rule,
+    no kernels, not one x, a layer not between photograph and logits, channels_first."""
+    if len(x) != 1:
+        raise ValueError(f"x is one photograph, (1, H, W, channels), not {len(x)}")
+    if mode not in ("max", "all"):
+        raise ValueError(f"unknown mode {mode!r}: max or all")
+    if rule not in RELU_RULES:
+        raise ValueError(f"unknown rule {rule!r}: one of {', '.join(RELU_RULES)}")
+    trace = Trace(model, x, layer)
+    maps = trace.values[trace.top]
+    unknown = [kernel for kernel in kernels if not 0 <= kernel < maps.shape[-1]]
+    if unknown or not len(kernels):
+        raise ValueError(
+            f"{layer} has kernels 0 to {maps.shape[-1] - 1}: {unknown or 'none given'}"
+        )
+    projections = []
+    for first in range(0, len(kernels), TOGETHER):
+        signals = kept_alone(maps, kernels[first : first + TOGETHER], mode, rule)
+        projections.append(project(trace, signals, mode, rule).numpy())
     return np.concatenate(projections)
 
 
-def down(operation, signals, values, mode, rule):
-    """The signals at the inputs of an operation, from those at its outputs, (N, …). Biases take no part."""
-    layers, inputs, signal = keras.layers, keras.tree.flatten(operation.input), signals[0]
-    ceiling = utils.relu_ceiling(operation)  # infinity, 6 of a ReLU6, None where there is no ReLU
-    if ceiling:
-        f = values[id(operation.output)]
-        signal = RELU_RULES[rule](signal, (f > 0) & (f < ceiling))
-        if not getattr(operation, "weights", ()):
-            return [signal]
-    linear = bool(ceiling) or getattr(operation, "activation", None) is keras.activations.linear  # what remains of it
-    if type(operation) is layers.Conv2D and linear and operation.groups == 1 and max(operation.dilation_rate) == 1:
-        return [filter_down(operation, signal, values[id(operation.input)].shape, mode)]
-    if type(operation) is layers.MaxPooling2D:
-        return [unpool(operation, signal, values)]
-    if type(operation) is layers.BatchNormalization and operation.axis in (-1, 3):
-        scale = tf.math.rsqrt(operation.moving_variance + operation.epsilon)
-        return [signal * (scale if operation.gamma is None else scale * operation.gamma)]
-    if type(operation) is layers.Concatenate and operation.axis in (-1, 3):
-        return tf.split(signal, [tensor.shape[-1] for tensor in inputs], axis=-1)
-    return derivative(operation, [signal, *signals[1:]], values, ceiling)
+class Trace:
+    """What the forward pass of a photograph gave at each tensor of a network, up to a layer.
+
+    operations: of the network's mirror, in the order of the forward pass. photograph, top: the
+    first tensor and the layer's. values: {tensor: (1, …)}."""
+
+    def __init__(self, model, x, layer):
+        self.mirror = utils.kept(model, "mirror", utils.mirror)
+        part = utils.kept(self.mirror, layer, lambda mirror: up_to(mirror, layer))
+        self.operations = part.operations[1:]
+        self.photograph = part.inputs[0]
+        self.top = self.operations[-1].output
+        values = part(tf.constant(x, tf.float32), training=False)
+        self.values = dict(zip(part.outputs, values, strict=True))
+        self._switches = {}
+
+    def switches(self, pooling):
+        """Where a pooling found its maxima, of equals the first; looked for once."""
+        if pooling not in self._switches:
+            layer = pooling.operation
+            below, padding = self.values[pooling.input], layer.padding.upper()
+            found = tf.nn.max_pool_with_argmax(below, layer.pool_size, layer.strides, padding)
+            self._switches[pooling] = found.argmax
+        return self._switches[pooling]
 
 
-def filter_down(layer, signal, below, mode):
-    """«Filtering»: convolution with the transposed kernels. below: the shape of the layer's input."""
-    if mode == "all" or layer.strides != (1, 1) or layer.padding != "same":
-        shape = (len(signal), *below[1:])
-        return tf.nn.conv2d_transpose(signal, layer.kernel, shape, layer.strides, layer.padding.upper())
-    parts, reach, (_, height, width, channels) = [], max(layer.kernel_size) // 2, below
-    for one in signal:  # what comes of a strongest position is zero but for a window: only that is filtered
-        lit = tf.reduce_any(one != 0, axis=-1).numpy()
-        rows, columns = np.nonzero(lit) if lit.any() else ([0], [0])
-        top, left = max(np.min(rows) - reach, 0), max(np.min(columns) - reach, 0)
-        window = one[None, top:np.max(rows) + reach + 1, left:np.max(columns) + reach + 1]
-        part = tf.nn.conv2d_transpose(window, layer.kernel, (*window.shape[:3], channels), 1, "SAME")[0]
-        bottom, right = height - top - part.shape[0], width - left - part.shape[1]
-        parts.append(tf.pad(part, [(top, bottom), (left, right), (0, 0)]))
-    return tf.stack(parts)
+def up_to(mirror, layer):
+    """The model from the photograph to every tensor up to that of a layer, by its name."""
+    photograph, top = mirror.inputs[0], utils.get_operation(mirror, layer)
+    between = keras.Model(photograph, mirror.outputs[0]).operations[1:]
+    if top not in between or isinstance(top.output, list):
+        raise ValueError(f"{layer} is no layer with one output between photograph and logits")
+    operations = keras.Model(photograph, top.output).operations
+    for operation in operations[1:]:
+        if getattr(operation.operation, "data_format", None) == "channels_first":
+            raise ValueError(f"{operation.name} is channels_first: channels_last is wanted")
+    tensors = [operation.output for operation in operations]
+    return keras.Model(photograph, keras.tree.flatten(tensors))
 
 
-def unpool(layer, signal, values):
-    """«Unpooling»: each value goes back to where its maximum was found, its switch; of equals to the first."""
-    below, count, padding = values[id(layer.input)], signal.shape[0], layer.padding.upper()
-    if ("switches", id(layer)) not in values:
-        values["switches", id(layer)] = tf.nn.max_pool_with_argmax(below, layer.pool_size, layer.strides, padding)[1]
+def kept_alone(maps, kernels, mode, rule):
+    """What a layer sends back, (N, h, w, K): of each kernel what the mode keeps, the rest zero.
+
+    maps: float32 (1, h, w, K), or (1, K) of a dense layer."""
+    flat = tf.reshape(maps, (-1, maps.shape[-1]))  # (positions, K)
+    chosen = tf.transpose(tf.gather(flat, kernels, axis=1))  # (N, positions)
+    kept = tf.ones_like(chosen)
+    if mode == "max":
+        kept = tf.one_hot(tf.argmax(chosen, axis=1), flat.shape[0])
+    if rule == "deconvnet":
+        kept *= chosen
+    channels = tf.one_hot(kernels, flat.shape[1])  # (N, K)
+    return tf.reshape(kept[:, :, None] * channels[:, None, :], (-1, *maps.shape[1:]))
+
+
+def project(trace, signals, mode, rule):
+    """Signals at the layer of a trace, (N, h, w, K), back at the photograph, (N, H, W, channels)."""
+    arrived = {trace.top: signals}
+    for operation in reversed(trace.operations):
+        outputs = keras.tree.flatten(operation.output)
+        signals = [arrived.pop(output, None) for output in outputs]  # None: it leads elsewhere
+        for tensor, signal in send_back(operation, signals, trace, mode, rule):
+            if tensor in arrived:  # branches meet
+                signal = arrived[tensor] + signal
+            arrived[tensor] = signal
+    return arrived[trace.photograph]
+
+
+def send_back(operation, signals, trace, mode, rule):
+    """The signals at an operation's inputs, from those at its outputs, (N, …): pairs (input, signal).
+
+    A layer with a ReLU inside is two operations, of which the ReLU comes first on the way back."""
+    layers, layer = keras.layers, operation.operation
+    below, signal = operation.input, signals[0]
+    if utils.relu_ceiling(operation):
+        signal = rectify(operation, signal, trace, rule)
+        if isinstance(layer, layers.Activation) or not hasattr(layer, "activation"):
+            return [(below, signal)]
+    if is_filter(operation):
+        return [(below, filter_back(layer, signal, trace.values[below].shape, mode))]
+    if type(layer) is layers.MaxPooling2D:
+        return [(below, unpool(operation, signal, trace))]
+    if type(layer) is layers.BatchNormalization and layer.axis in (-1, 3):
+        return [(below, rescale(layer, signal))]
+    if type(layer) is layers.Concatenate and layer.axis in (-1, 3):
+        widths = [tensor.shape[-1] for tensor in below]
+        return zip(below, tf.split(signal, widths, axis=-1), strict=True)
+    return derivative(operation, [signal, *signals[1:]], trace)
+
+
+def unpool(pooling, signal, trace):
+    """«Unpooling»: each value goes back to where its maximum was found, its switch."""
+    layer, count = pooling.operation, len(signal)
     return tf.raw_ops.MaxPoolGradWithArgmax(
-        input=tf.zeros((count, *below.shape[1:])), grad=signal, padding=padding, ksize=(1, *layer.pool_size, 1),
-        argmax=tf.repeat(values["switches", id(layer)], count, axis=0), strides=(1, *layer.strides, 1))
+        input=tf.zeros((count, *trace.values[pooling.input].shape[1:])),
+        grad=signal,
+        argmax=tf.repeat(trace.switches(pooling), count, axis=0),
+        ksize=(1, *layer.pool_size, 1),
+        strides=(1, *layer.strides, 1),
+        padding=layer.padding.upper(),
+    )
 
 
-def derivative(operation, signals, values, ceiling):
-    """Any other operation: its derivative, without the ReLU that it may end in, which `down` has applied."""
-    tensors, count = keras.tree.flatten(operation.input), next(len(each) for each in signals if tf.is_tensor(each))
-    inputs = {id(tensor): tf.repeat(values[id(tensor)], count, axis=0) for tensor in tensors}
-    part = keras.Model([*{id(tensor): tensor for tensor in tensors}.values()], operation.output)
-    if ceiling:  # a copy, with an input of its own: the network would keep what is called on its tensors
-        twin = type(operation).from_config(operation.get_config() | {"activation": "linear"})
-        start = [keras.Input(batch_shape=operation.input.shape)]
-        part = keras.Model(start, twin(*start))
-        twin.set_weights(operation.get_weights())
+def rectify(operation, signal, trace, rule):
+    """«Rectification»: a signal behind a ReLU, brought before it."""
+    f = trace.values[operation.output]
+    return RELU_RULES[rule](signal, (f > 0) & (f < utils.relu_ceiling(operation)))
+
+
+def is_filter(operation):
+    """Whether an operation, less its ReLU, is a plain convolution or a dense layer."""
+    layer = operation.operation
+    if type(layer) not in (keras.layers.Conv2D, keras.layers.Dense):
+        return False
+    if layer.activation is not keras.activations.linear and not utils.relu_ceiling(operation):
+        return False
+    return type(layer) is keras.layers.Dense or layer.groups == max(layer.dilation_rate) == 1
+
+
+def filter_back(layer, signal, below, mode):
+    """«Filtering»: by the transposed kernels; biases take no part. below: the input's shape."""
+    if type(layer) is keras.layers.Dense:
+        return tf.matmul(signal, layer.kernel, transpose_b=True)
+    if mode == "max" and layer.strides == (1, 1) and layer.padding == "same":
+        return tf.stack([filter_window(layer, one, below[-1]) for one in signal])
+    shape, padding = (len(signal), *below[1:]), layer.padding.upper()
+    return tf.nn.conv2d_transpose(signal, layer.kernel, shape, layer.strides, padding)
+
+
+def filter_window(layer, signal, channels):
+    """«Filtering» of what comes from a strongest position, (H, W, K): all but a window is zero."""
+    lit = tf.reduce_any(signal != 0, axis=-1).numpy()
+    reach = max(layer.kernel_size) // 2
+    rows, columns = lit_span(lit.any(axis=1), reach), lit_span(lit.any(axis=0), reach)
+    window = signal[None, rows, columns]
+    shape = (*window.shape[:3], channels)
+    filtered = tf.nn.conv2d_transpose(window, layer.kernel, shape, strides=1, padding="SAME")
+    height, width = lit.shape
+    around = [(rows.start, height - rows.stop), (columns.start, width - columns.stop), (0, 0)]
+    return tf.pad(filtered[0], around)
+
+
+def lit_span(lit, reach):
+    """The slice from the first that is lit to the last, bool (n,), widened by a kernel's reach."""
+    places = np.flatnonzero(lit) if lit.any() else np.zeros(1, int)
+    return slice(max(places[0] - reach, 0), min(places[-1] + reach + 1, len(lit)))
+
+
+def rescale(layer, signal):
+    """Batch normalisation: the factor that it gives each channel."""
+    factor = tf.math.rsqrt(layer.moving_variance + layer.epsilon)
+    if layer.gamma is not None:
+        factor *= layer.gamma
+    return signal * factor
+
+
+def derivative(operation, signals, trace):
+    """Any other operation, less its ReLU: its derivative. Pairs (input, signal)."""
+    forward = utils.kept(trace.mirror, operation, lambda _: alone(operation))
+    if utils.relu_ceiling(operation):  # a copy, which gets the weights of now
+        forward.set_weights(operation.operation.get_weights())
+    inputs = distinct_inputs(operation)
+    count = next(len(signal) for signal in signals if signal is not None)
+    values = [tf.repeat(trace.values[tensor], count, axis=0) for tensor in inputs]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(inputs)
-        outputs = keras.tree.flatten(part([*inputs.values()], training=False))
-    signals = [tf.zeros_like(output) + signal for output, signal in zip(outputs, signals)]
-    gradients = tape.gradient(outputs, inputs, signals, unconnected_gradients="zero")
-    return [gradients.pop(id(tensor), 0.0) for tensor in tensors]  # a tensor used twice, x * x, gets its gradient once
+        tape.watch(values)
+        outputs = keras.tree.flatten(forward(values, training=False))
+    arriving = []
+    for output, signal in zip(outputs, signals, strict=True):
+        arriving.append(tf.zeros_like(output) if signal is None else signal)
+    gradients = tape.gradient(outputs, values, arriving, unconnected_gradients="zero")
+    return zip(inputs, gradients, strict=True)
 
 
-class View(utils.View):
-    """One photograph before one network, and how its maps and projections are drawn."""
+def distinct_inputs(operation):
+    """The tensors that an operation takes: of x * x there is one."""
+    return list(dict.fromkeys(keras.tree.flatten(operation.input)))
+
+
+def alone(operation):
+    """The model of one operation; of a layer with a ReLU inside a copy without it."""
+    if not utils.relu_ceiling(operation):
+        return keras.Model(distinct_inputs(operation), operation.output)
+    layer = operation.operation
+    linear = type(layer).from_config(layer.get_config() | {"activation": "linear"})
+    x = keras.Input(batch_shape=operation.input.shape)
+    return keras.Model([x], linear(x))
+
+
+class Way(NamedTuple):
+    """How a kernel is projected: a mode and a rule of `deconvnet`."""
+
+    mode: str
+    rule: str
+
+
+@dataclass
+class Projected:
+    """A kernel before a photograph, and the patch that its projection is cut to."""
+
+    kernel: int
+    cam: np.ndarray  # its map, (h, w)
+    back: dict  # its projections, {Way: float32 (H, W, channels)}
+    cut: tuple = (slice(None), slice(None))
+
+
+@dataclass
+class TopPatch:
+    """One of the nine photographs that excite a kernel most."""
+
+    kernel: int
+    stem: str  # what the photograph's results are called
+    seen: np.ndarray  # uint8 (H, W, 3), what the network was fed of it
+    back: dict
+    cut: tuple = (slice(None), slice(None))
+
+
+class Projections(utils.Explanation):
+    """One photograph before one network: its maps and projections, which several figures draw."""
 
     def maps(self, layer):
         """What a layer gives: float32 (h, w, K), or (1, 1, K) of a dense layer."""
-        model = keras.Model(self.network.model.inputs[0], utils.get_layer(self.network.model, layer).output)
-        maps = model(self.x, training=False)[0].numpy()
-        return maps.reshape((1, 1, -1)) if maps.ndim == 1 else maps
+        return self.network.maps(layer, self.x)
 
-    def project(self, layer, kernels, mode, rule):
-        return deconvnet(self.network.model, self.x, layer, kernels, mode, rule)
+    def back(self, layer, kernels, ways):
+        """Of each kernel its projections, {Way: float32 (H, W, channels)}."""
+        found = [{} for _ in kernels]
+        for way in ways:
+            values = deconvnet(self.network.model, self.x, layer, kernels, way.mode, way.rule)
+            for of_kernel, projection in zip(found, values, strict=True):
+                of_kernel[way] = projection
+        return found
 
-    def feature(self, photo, map_, title="", scale=None):
-        """A kernel's map over the photograph, its maximum in the title."""
-        if not map_.max() > 0:
-            return photo, f"{title}\nsilent"
-        return utils.overlay(photo, map_, self.options.colormap, scale=scale), f"{title}\nmax {map_.max():.3g}"
+    def project(self, layer, maps, kernels, ways):
+        """A Projected of each kernel."""
+        back = self.back(layer, kernels, ways)
+        return [
+            Projected(kernel, maps[..., kernel], of_kernel)
+            for kernel, of_kernel in zip(kernels, back, strict=True)
+        ]
 
-    def grey(self, values, like):
-        return utils.signed_grey(values, like, self.options.preprocess)
+    def seen(self):
+        """What the network was fed of the photograph, uint8 (H, W, 3), RGB."""
+        size, options = self.x.shape[1:3], self.options
+        return np.uint8(utils.fit_to(self.photo.pixels, size, options.fit, options.resize))
 
-    def key(self, layer, kernel, mode, rule):
-        """LAYER/KERNEL of the mode and first rule of the options; another mode or rule stands behind it."""
-        asked = {mode: self.options.mode, rule: self.options.rules[0]}
-        return "/".join([layer, str(kernel), *(got for got, wanted in asked.items() if got != wanted)])
+    def feature(self, photo, cam, layer, title="", scale=None):
+        """The Tile of a kernel's map over the photograph."""
+        return self.heat(photo, cam, layer, title, lack="silent", scale=scale)
 
+    def whole(self, projected, way, photo, title=""):
+        """The Tile of a projection that lies where the photograph lies."""
+        return Tile(self.grey_over(projected.back[way], photo), title)
 
-def strongest(maps, chosen):
-    """The kernels asked for, or the N with the strongest response anywhere in their maps, (h, w, K)."""
-    return np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:chosen].tolist() if isinstance(chosen, int) else chosen
+    def patch(self, projected, way, side, title=""):
+        """The Tile of a projection's patch, so many pixels wide."""
+        values = projected.back[way][projected.cut]
+        return Tile(self.grey(values, np.empty((side, side))), title)
 
+    def patch_side(self, photo):
+        """How wide a patch is beside a tile of the photograph: as high as that, at least 100."""
+        return max(min(photo.shape[:2]), 100 * self.options.scale)
 
-def different(maps, count=9, limit=0.8):
-    """The strongest kernel, then the strongest of those whose maps correlate less than limit with all chosen ones."""
-    flat, chosen = maps.reshape(-1, maps.shape[-1]).T, []
-    ranked = [kernel for kernel in strongest(maps, maps.shape[-1]) if np.ptp(flat[kernel])]
-    for kernel in ranked:
-        if len(chosen) < count and all(np.corrcoef(flat[kernel], flat[other])[0, 1] < limit for other in chosen):
-            chosen.append(kernel)
-    return (chosen + [kernel for kernel in ranked if kernel not in chosen])[:count] or strongest(maps, count)
-
-
-def patches(projections):
-    """Where projections of strongest positions, (N, H, W, channels), are not zero, as slices: squares of one size,
-    moved inside at the borders; None where that is most of the photograph."""
-    sides = np.array(projections.shape[1:3])
-    lit = [np.nonzero(one.any(axis=-1)) for one in projections]
-    boxes = np.array([[(at.min(), at.max() + 1) if at.size else (0, 1) for at in places] for places in lit])
-    size = np.minimum((boxes[..., 1] - boxes[..., 0]).max(), sides)
-    if size.prod() > sides.prod() / 2:
-        return None
-    corners = np.clip((boxes.sum(axis=-1) - size) // 2, 0, sides - size)
-    return [tuple(slice(start, start + length) for start, length in zip(corner, size)) for corner in corners]
+    def projection_arrays(self, layer, projected):
+        """Projections as arrays to be saved."""
+        arrays = {}
+        for each in projected:
+            for way, values in each.back.items():
+                arrays[array_key(self.options, layer, each.kernel, way)] = values
+        return arrays
 
 
-def mosaic(pictures, columns=3):
-    """Pictures of one size side by side, with white lines in between."""
-    framed = [np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=255) for picture in pictures]
-    framed += [np.full_like(framed[0], 255)] * (-len(framed) % columns)
-    return np.vstack([np.hstack(framed[start:start + columns]) for start in range(0, len(framed), columns)])
+def array_key(options, layer, kernel, way):
+    """LAYER/KERNEL of the options' mode and first rule; behind it stands what is another."""
+    words = [layer, str(kernel)]
+    if way.mode != options.mode:
+        words.append(way.mode)
+    if way.rule != options.rules[0]:
+        words.append(way.rule)
+    return "/".join(words)
+
+
+def cut_patches(found, way):
+    """Cut patches of one size, for a figure, out of projections in a Way of mode max."""
+    cuts = utils.patches(np.stack([each.back[way] for each in found]))
+    for each, cut in zip(found, cuts, strict=True):
+        each.cut = cut
 
 
 def draw_projections(view):
-    """Kernels of one layer: map, whole map brought back, strongest position, its patch, that of the photograph."""
-    layer, rules, maps, rows, arrays = view.layer, view.options.rules, view.maps(view.layer), [], {}
-    kernels = strongest(maps, view.options.kernels)
-    back = {(mode, rule): view.project(layer, kernels, mode, rule) for rule in rules for mode in ("all", "max")}
-    cuts = patches(back["max", rules[0]])
-    photo = utils.fit(view.pixels, 1 + (3 if cuts else 2) * len(rules) + bool(cuts))
-    fed, square = utils.resize(view.pixels, *view.x.shape[2:0:-1]), photo[:min(photo.shape[:2]), :min(photo.shape[:2])]
-    for place, kernel in enumerate(kernels):
-        row = [view.feature(photo, maps[..., kernel], f"kernel {kernel}")]
-        for rule in rules:
-            whole, strong = back["all", rule][place], back["max", rule][place]
-            row += [(view.grey(whole, photo), f"{rule}: whole map"), (view.grey(strong, photo), "strongest position")]
-            row += [(view.grey(strong[cuts[place]], square), "its patch")] if cuts else []
-        row += [(utils.resize(fed[cuts[place]], *square.shape[:2]), "of the photograph")] if cuts else []
-        rows.append([row[0], *((picture, "" if place else title) for picture, title in row[1:])])
-        arrays |= {view.key(layer, kernel, *way): values[place] for way, values in back.items()}
-    view.save("projections", rows, f"{layer} · in grey pictures zero is grey", arrays)
+    """Kernels of one layer: map, whole map projected, strongest position projected, its patch."""
+    layer, rules = view.network.layer, view.options.rules
+    maps, photo = view.maps(layer), view.tile(2 + 3 * len(rules))
+    kernels = utils.top_kernels(maps, view.network.inside(layer), view.options.kernels)
+    utils.check_height(view.options, len(kernels), photo.shape[0])
+    ways = [Way(mode, rule) for rule in rules for mode in ("all", "max")]
+    found = view.project(layer, maps, kernels, ways)
+    cut_patches(found, Way("max", rules[0]))
+    rows = []
+    for each in found:
+        row = projection_row(view, each, photo)
+        if rows:  # titles of columns stand once
+            row[1:] = [Tile(tile.picture) for tile in row[1:]]
+        rows.append(row)
+    note = f"{layer} · in grey pictures zero is grey"
+    view.save("projections", rows, note, view.projection_arrays(layer, found))
+
+
+def projection_row(view, each, photo):
+    """The tiles of one kernel."""
+    side = view.patch_side(photo)
+    tiles = [view.feature(photo, each.cam, view.network.layer, f"kernel {each.kernel}")]
+    for rule in view.options.rules:
+        strongest = Way("max", rule)
+        tiles.append(view.whole(each, Way("all", rule), photo, f"{rule}: whole map"))
+        tiles.append(view.whole(each, strongest, photo, "strongest position"))
+        tiles.append(view.patch(each, strongest, side, "its patch"))
+    tiles.append(Tile(utils.resize(view.seen()[each.cut], side, side), "of the photograph"))
+    return tiles
 
 
 def draw_blocks(view):
-    """Nine kernels that differ of the last layer of every block: their maps over the photograph, and brought back."""
-    rows, arrays, photo = [], {}, utils.fit(view.pixels, 3 * (1 + len(view.options.rules)))
-    for layer in view.network.layers:
+    """Nine unlike kernels of the last layer of every block: maps, and whole maps projected."""
+    layers, rules = view.network.layers, view.options.rules
+    photo = view.tile(3 + 3 * len(rules))
+    utils.check_height(view.options, len(layers), 3 * photo.shape[0])
+    rows, arrays = [], {}
+    for layer in layers:
         maps = view.maps(layer)
-        kernels = different(maps)
-        shown = mosaic([view.feature(photo, maps[..., kernel])[0] for kernel in kernels])
-        rows.append([(shown, f"{layer}: kernels {' '.join(map(str, kernels))}")])
-        for rule in view.options.rules:
-            back = view.project(layer, kernels, "all", rule)
-            rows[-1].append((mosaic([view.grey(values, photo) for values in back]), "" if rows[1:] else rule))
-            arrays |= {view.key(layer, kernel, "all", rule): values for kernel, values in zip(kernels, back)}
+        kernels = utils.diverse_kernels(maps, view.network.inside(layer))
+        found = view.project(layer, maps, kernels, [Way("all", rule) for rule in rules])
+        features = [view.feature(photo, each.cam, layer).picture for each in found]
+        row = [Tile(utils.mosaic(features), f"{layer}: kernels {' '.join(map(str, kernels))}")]
+        for rule in rules:
+            pictures = [view.whole(each, Way("all", rule), photo).picture for each in found]
+            row.append(Tile(utils.mosaic(pictures), "" if rows else rule))
+        rows.append(row)
+        arrays |= view.projection_arrays(layer, found)
     view.save("blocks", rows, "whole maps, the strongest kernel first · zero is grey", arrays)
 
 
-def draw_comparison(options, network, _):
-    """The same kernels, a row each: of several photographs side by side, maps on one scale; of one, four ways back."""
-    layer, rows, arrays, readable = network.layer, [], {}, utils.readable(options, options.images)
-    views = [View(options, network, *photo) for _, photo in zip(range(max(options.compared, 1)), readable)]
-    if not views:
-        return
-    several = len(views) > 1
-    ways = [(options.mode, rule) for rule in options.rules] if several else [
-        ("max", "deconvnet"), ("all", "deconvnet"), ("all", "guided"), ("all", "gradient")]
-    maps = np.stack([view.maps(layer) for view in views])
-    kernels = strongest(maps[0], options.kernels)
-    back = {way: np.stack([view.project(layer, kernels, *way) for view in views]) for way in ways}  # (views, K, …)
-    cuts = {way: patches(values.reshape(-1, *values.shape[2:])) for way, values in back.items() if way[0] == "max"}
-    shapes = [view.pixels.shape[1] / view.pixels.shape[0] for view in views]  # width by height
-    height = int(min(max((utils.PAGE - 100) / sum(shapes) / (1 + len(ways)), 60), 280))  # one for all
-    for place, kernel in enumerate(kernels):
-        rows.append([])
-        for number, view in enumerate(views):
-            photo = utils.resize(view.pixels, max(round(height * shapes[number]), 1), height)
-            title, behind = f"kernel {kernel}", f"/{options.stems[view.path]}" * several
-            title = title if place else f"{view.path.name}\n{title}"
-            rows[-1].append(view.feature(photo, maps[number, ..., kernel], title, maps[..., kernel].max()))
-            for way, values in back.items():
-                cut = cuts[way][number * len(kernels) + place] if cuts.get(way) else ...
-                picture = view.grey(values[number, place][cut], photo if cut is ... else np.empty((height, height)))
-                what = "whole map" if way[0] == "all" else "strongest position" if cut is ... else "strongest patch"
-                rows[-1].append((picture, "" if place else f"{way[1]}: {what}"))
-                arrays[view.key(layer, kernel, *way) + behind] = values[number, place]
-            arrays["input" + behind] = view.x
-    views[0].save("comparison", rows, f"{layer} · {len(views)} of {len(options.images)} photographs · zero is grey",
-                  arrays, photos=options.images)
+def draw_comparison(options, network, album):
+    """The same kernels of several photographs side by side; of one photograph in four ways."""
+    photos = itertools.islice(album.readable(), options.compared)
+    views = [Projections(options, network, photo) for photo in photos]
+    if len(views) > 1:
+        compare_photographs(album, views)
+    elif views:
+        compare_ways(album, views[0])
 
 
-def read_ahead(options, network, numbers, size=8):
-    """Lists of (number, input) of the photographs that can be read, one list ahead of its use."""
-    def read(number):
-        return [(number, network.prepare(pixels)[0]) for _, pixels in utils.readable(options, [options.images[number]])]
+def compare_ways(album, view):
+    """One photograph: a column a kernel, its map above and its projections below."""
+    options, network, layer = view.options, view.network, view.network.layer
+    maps = view.maps(layer)
+    kernels = utils.top_kernels(maps, network.inside(layer), options.kernels)
+    columns = min(len(kernels), 9)
+    photo = view.tile(columns)
+    utils.check_height(options, 5 * math.ceil(len(kernels) / columns), photo.shape[0])
+    strongest = Way("max", "deconvnet")
+    ways = [Way("all", "deconvnet"), strongest, Way("all", "guided"), Way("all", "gradient")]
+    found = view.project(layer, maps, kernels, ways)
+    cut_patches(found, strongest)
+    rows = []
+    for some in utils.in_rows(found, columns):
+        rows.append([view.feature(photo, one.cam, layer, f"kernel {one.kernel}") for one in some])
+        for way in ways:
+            if way == strongest:
+                tiles = [view.patch(one, way, view.patch_side(photo)) for one in some]
+            else:
+                tiles = [view.whole(one, way, photo) for one in some]
+            what = "strongest patch" if way == strongest else "whole map"
+            rows.append([Tile(tiles[0].picture, f"{way.rule}: {what}"), *tiles[1:]])
+    arrays = {"input": view.x, **view.projection_arrays(layer, found)}
+    note = f"{view.photo.path.name} · {layer} · zero is grey"
+    utils.save_page(options, network, album, "comparison", rows, note, arrays)
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        ahead = []
-        for start in range(0, len(numbers) + size, size):
-            ready, ahead = ahead, [pool.submit(read, number) for number in numbers[start:start + size]]
-            yield [found for done in ready for found in done.result()]
+
+def compare_photographs(album, views):
+    """Several photographs: a row a kernel, a column a photograph, maps on one scale."""
+    options, network = views[0].options, views[0].network
+    layer = network.layer
+    ways = [Way(options.mode, rule) for rule in options.rules]
+    photos = tiles_of_one_height(views, 1 + len(ways))
+    maps = [view.maps(layer) for view in views]
+    kernels = utils.top_kernels(maps[0], network.inside(layer), options.kernels)
+    utils.check_height(options, len(kernels), photos[0].shape[0])
+    found, arrays = [], {}
+    for view, of_view in zip(views, maps, strict=True):
+        projected = view.project(layer, of_view, kernels, ways)
+        of_photo = {"input": view.x, **view.projection_arrays(layer, projected)}
+        arrays |= {f"{key}/{view.photo.stem}": values for key, values in of_photo.items()}
+        found.append(projected)
+    if options.mode == "max":
+        cut_patches(list(itertools.chain(*found)), ways[0])
+    rows = []
+    for same in zip(*found, strict=True):
+        names = [""] * len(views) if rows else [view.photo.path.name for view in views]
+        rows.append(compared_row(views, same, photos, names))
+    note = f"{layer} · {len(views)} of {len(album.paths)} photographs · zero is grey"
+    utils.save_page(options, network, album, "comparison", rows, note, arrays)
 
 
-def scan(options, network, cluster):
-    """Which photographs excite each kernel of a layer most, by the maximum of its map: (activations, numbers), (9, K).
-    All GPUs of a machine take part; of a cluster each worker scans its share, and all know what all have found."""
-    top = keras.Model(network.model.inputs[0], utils.get_layer(network.model, network.layer).output)
-    best = np.full((9, top.output.shape[-1]), -np.inf, np.float32), np.full((9, top.output.shape[-1]), -1)
-    worker = cluster.cluster_resolver.task_id if cluster else 0
-    workers = len(cluster.cluster_resolver.cluster_spec().as_dict()["worker"]) if cluster else 1
-    devices = [d.name for d in tf.config.list_logical_devices() if not cluster or f"task:{worker}/" in d.name]
-    devices = [name for name in devices if "GPU" in name] or devices
+def tiles_of_one_height(views, times):
+    """The photographs as tiles of a page that has each so many times side by side."""
+    pixels = [view.photo.pixels for view in views]
+    shapes = [photo.shape[1] / photo.shape[0] for photo in pixels]  # width by height
+    height = min(max((utils.PAGE - 100) / sum(shapes) / times, 100), 280)
+    height = int(height * views[0].options.scale)
+    sizes = [(max(round(height * shape), 1), height) for shape in shapes]
+    return [utils.resize(photo, *size) for photo, size in zip(pixels, sizes, strict=True)]
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *network.model.inputs[0].shape[1:]), tf.float32)])
+
+def compared_row(views, same, photos, names):
+    """The tiles of one kernel before several photographs; names: of these, in the first row."""
+    scale = max(each.cam.max() for each in same)
+    tiles = []
+    for view, each, photo, name in zip(views, same, photos, names, strict=True):
+        title = f"{name}\nkernel {each.kernel}" if name else f"kernel {each.kernel}"
+        tiles.append(view.feature(photo, each.cam, view.network.layer, title, scale))
+        for way in each.back:
+            what = "whole map" if way.mode == "all" else "strongest patch"
+            title = f"{way.rule}: {what}" if name else ""
+            if way.mode == "all":
+                tiles.append(view.whole(each, way, photo, title))
+            else:
+                tiles.append(view.patch(each, way, photo.shape[0], title))
+    return tiles
+
+
+def scan(network, album, cluster=None):
+    """The utils.Best of a layer's kernels over all photographs, by their response in inner cells.
+
+    All GPUs of a machine take part; of a cluster each worker scans its share, and all know what all
+    have found."""
+    width = utils.get_operation(network.model, network.layer).output.shape[-1]
+    best = utils.Best(np.zeros((0, width), np.float32), np.zeros((0, width), int))
+    respond = responder(network, devices_of(cluster))
+    for batch in utils.read_ahead(album, share_of(cluster, len(album.paths)), network.prepare):
+        if batch:
+            numbers = np.array([[number] for number, _ in batch])
+            activations = respond(np.concatenate([x for _, x in batch]))
+            best = best.merge(activations.numpy(), numbers)
+    return gather(best, cluster) if cluster else best
+
+
+def responder(network, devices):
+    """A traced function of inputs (N, H, W, channels): each kernel's strongest response, (N, K)."""
+    photograph = network.model.inputs[0]
+    top = keras.Model(photograph, utils.get_operation(network.model, network.layer).output)
+    inside = network.inside(network.layer)
+    rows, columns = lit_span(inside.any(axis=1), 0), lit_span(inside.any(axis=0), 0)
+
     def respond(x):
+        share = -(-tf.shape(x)[0] // len(devices))
         parts = []
         for number, device in enumerate(devices):
             with tf.device(device):
-                maps = top(x[number::len(devices)], training=False)
-                parts.append(tf.reduce_max(maps, axis=tuple(range(1, len(maps.shape) - 1))))
+                maps = top(x[number * share : (number + 1) * share], training=False)
+                if len(maps.shape) == 4:
+                    maps = tf.reduce_max(maps[:, rows, columns], axis=(1, 2))
+                parts.append(maps)
         return tf.concat(parts, axis=0)
 
-    def nine(activations, numbers):  # the strongest of each kernel, of equals the first
-        order = np.lexsort((numbers, -activations), axis=0)[:9]
-        return np.take_along_axis(activations, order, axis=0), np.take_along_axis(numbers, order, axis=0)
-
-    for batch in read_ahead(options, network, range(worker, len(options.images), workers)):
-        if batch:
-            numbers = [[number] for first in range(len(devices)) for number, _ in batch[first::len(devices)]]
-            found = respond(np.stack([x for _, x in batch])).numpy(), np.repeat(numbers, top.output.shape[-1], axis=1)
-            best = nine(*(np.concatenate(pair) for pair in zip(best, found)))
-    if cluster:  # where a worker has several GPUs, one of them speaks
-        shares = [cluster.experimental_distribute_values_from_function(lambda context, part=part: tf.constant(
-            part[:0 if context.replica_id_in_sync_group * workers % cluster.num_replicas_in_sync else 9]))
-            for part in best]
-        best = nine(*(cluster.gather(part, axis=0).numpy() for part in shares))
-    return best
+    return tf.function(respond, [tf.TensorSpec((None, *photograph.shape[1:]), tf.float32)])
 
 
-def draw_top9(options, network, cluster):
-    """For each kernel the nine patches that excite it most, beside their projections (the paper's figure 2)."""
-    activations, numbers = scan(options, network, cluster)
-    layer, rules, back, fed, arrays = network.layer, options.rules, {}, {}, {}
-    kernels = strongest(activations[:1, None], options.kernels)
-    pairs = [(kernel, number) for kernel in kernels for number in numbers[:, kernel] if number >= 0]
-    if cluster and cluster.cluster_resolver.task_id or not pairs:
+def draws(cluster):
+    """Whether this is the worker that draws: of a cluster the first one."""
+    return not cluster or cluster.cluster_resolver.task_id == 0
+
+
+def workers_of(cluster):
+    """How many workers a cluster has."""
+    return len(cluster.cluster_resolver.cluster_spec().as_dict()["worker"])
+
+
+def share_of(cluster, count):
+    """The numbers of the photographs that this worker scans."""
+    if not cluster:
+        return range(count)
+    return range(cluster.cluster_resolver.task_id, count, workers_of(cluster))
+
+
+def devices_of(cluster):
+    """The names of this worker's GPUs, or of its processor."""
+    names = [device.name for device in tf.config.list_logical_devices()]
+    if cluster:
+        task = f"task:{cluster.cluster_resolver.task_id}/"
+        names = [name for name in names if task in name]
+    return [name for name in names if "GPU" in name] or names
+
+
+def gather(best, cluster):
+    """The Best of what all workers found. Where a worker has several GPUs, one of them speaks."""
+    gpus = cluster.num_replicas_in_sync // workers_of(cluster)
+
+    def share(context, part):
+        speaks = context.replica_id_in_sync_group % gpus == 0
+        return tf.constant(part if speaks else part[:0])
+
+    found = []
+    for part in best:
+        of_replica = functools.partial(share, part=part)
+        shares = cluster.experimental_distribute_values_from_function(of_replica)
+        found.append(cluster.gather(shares, axis=0).numpy())
+    return utils.Best(*[part[:0] for part in found]).merge(*found)
+
+
+class Mosaics(NamedTuple):
+    """How the nine photographs of a kernel are laid out."""
+
+    across: int  # patches side by side
+    side: int  # pixels of a patch
+    kernels: int  # side by side
+
+
+def mosaics_for(options, count):
+    """Mosaics of so many photographs a kernel, of patches at least 100 pixels wide."""
+    across = min(count, 3)
+    side = 150 if across < 3 else 100
+    width = (1 + len(options.rules)) * (across * (side + 2) + utils.GAP)
+    return Mosaics(across, side * options.scale, max(1, round(utils.PAGE / width)))
+
+
+def draw_top9(options, network, album, cluster=None):
+    """A folder: for each kernel the nine patches that excite it most, and their projections."""
+    layout = mosaics_for(options, min(9, len(album.paths)))
+    asked = len(options.kernels.indices) or options.kernels.top
+    utils.check_height(options, math.ceil(asked / layout.kernels), 3 * layout.side)
+    best = scan(network, album, cluster)
+    if not draws(cluster) or not len(best.numbers):
         return
-    for number in dict.fromkeys(number for _, number in pairs):  # a photograph serves all its kernels at once
-        view = View(options, network, options.images[number], utils.read_photo(options.images[number]))
-        kernels_here = [kernel for kernel, other in pairs if other == number]
-        back |= {(kernel, number, rule): values for rule in rules
-                 for kernel, values in zip(kernels_here, view.project(layer, kernels_here, "max", rule))}
-        fed[number] = utils.resize(view.pixels, *view.x.shape[2:0:-1])
-        arrays[f"input/{options.stems[view.path]}"] = view.x
-    cuts = patches(np.stack([back[kernel, number, rules[0]] for kernel, number in pairs])) or [...] * len(pairs)
-    many, tiles = min(9, len(fed)), collections.defaultdict(list)
-    across, side = (3, 60) if many == 9 else (many, 540 // max(many, 4))
-    for (kernel, number), cut in zip(pairs, cuts):
-        span = f"{activations[0, kernel]:.3g} to {activations[many - 1, kernel]:.3g}"
-        arrays[f"{layer}/{kernel}/activations"] = activations[:many, kernel]
-        tiles[kernel, span].append(utils.resize(fed[number][cut], side, side))
-        for rule in rules:
-            values = back[kernel, number, rule]
-            tiles[kernel, rule].append(view.grey(values[cut], np.empty((side, side))))
-            arrays[f"{view.key(layer, kernel, 'max', rule)}/{options.stems[options.images[number]]}"] = values
-    tiles = [(mosaic(pictures, across), f"kernel {kernel}: {what}") for (kernel, what), pictures in tiles.items()]
-    wide = max(1, utils.PAGE // (across * (side + 2) + utils.GAP) // (1 + len(rules))) * (1 + len(rules))
-    view.save("top9", [tiles[start:start + wide] for start in range(0, len(tiles), wide)],
-              f"{layer} · of {len(options.images)} files · zero is grey", arrays, [], options.images)
+    kernels = options.kernels.among(best.activations[0])
+    patches, arrays = top_patches(options, network, album, best, kernels)
+    cut_patches(patches, Way("max", options.rules[0]))
+    tiles = []
+    for kernel, of_kernel in itertools.groupby(patches, lambda each: each.kernel):
+        activations = best.activations[:, kernel]
+        tiles += top_tiles(network, list(of_kernel), activations, layout)
+        arrays[f"{network.layer}/{kernel}/activations"] = activations
+    for each in patches:
+        for way, values in each.back.items():
+            key = array_key(options, network.layer, each.kernel, way)
+            arrays[f"{key}/{each.stem}"] = values
+    rows = utils.in_rows(tiles, layout.kernels * (1 + len(options.rules)))
+    note = f"{network.layer} · of {len(album.paths)} files · zero is grey"
+    utils.save_page(options, network, album, "top9", rows, note, arrays)
 
 
-COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "yellow": (240, 220, 60), "blue": (31, 119, 180),
-           "violet": (148, 103, 189), "grey": (128, 128, 128)}  # of the most frequent classes; grey of all the rest
+def top_patches(options, network, album, best, kernels):
+    """TopPatches, kernel by kernel, the strongest first; the photographs' inputs as arrays."""
+    ways = [Way("max", rule) for rule in options.rules]
+    found, inputs = {}, {}
+    for number in np.unique(best.numbers[:, kernels]):  # a photograph serves all its kernels
+        view = Projections(options, network, album.read(album.paths[number]))
+        stem, seen = view.photo.stem, view.seen()
+        inputs[f"input/{stem}"] = view.x
+        here = [kernel for kernel in kernels if number in best.numbers[:, kernel]]
+        projections = view.back(network.layer, here, ways)
+        for kernel, back in zip(here, projections, strict=True):
+            found[kernel, number] = TopPatch(kernel, stem, seen, back)
+    order = [(kernel, number) for kernel in kernels for number in best.numbers[:, kernel]]
+    return [found[pair] for pair in order], inputs
+
+
+def top_tiles(network, patches, activations, layout):
+    """The Tiles of one kernel: its patches of photographs, and those projected by each rule."""
+    title = f"kernel {patches[0].kernel}"
+    across, side = layout.across, layout.side
+    seen = [utils.resize(each.seen[each.cut], side, side) for each in patches]
+    span = f"{title}: {activations[0]:.3g} to {activations[-1]:.3g}"
+    tiles = [Tile(utils.mosaic(seen, across), span)]
+    for way in patches[0].back:
+        pictures = []
+        for each in patches:
+            values, square = each.back[way][each.cut], np.empty((side, side))
+            pictures.append(utils.signed_grey(values, square, network.preprocess))
+        tiles.append(Tile(utils.mosaic(pictures, across), f"{title}: {way.rule}"))
+    return tiles
+
+
+COLOURS = {  # of the most frequent classes; grey of all the rest
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "yellow": (240, 220, 60),
+    "blue": (31, 119, 180),
+    "violet": (148, 103, 189),
+}
+GREY = (128, 128, 128)
+
+
+class Hidden(NamedTuple):
+    """What a class and a kernel lose where a grey square hides a part: arrays (rows, columns)."""
+
+    kernel: int
+    p: float  # of the class, before the whole photograph
+    response: float  # sum of the kernel's map, likewise
+    probabilities: np.ndarray
+    responses: np.ndarray
+    winners: np.ndarray  # the most probable class
+
+
+def hide_parts(view, layer):
+    """The Hidden of the first class and kernel asked for."""
+    options, network = view.options, view.network
+    view.keep(network.logits(view.x)[0])
+    index = view.classes[0]
+    maps = view.maps(layer)
+    kernel = utils.top_kernels(maps, network.inside(layer), options.kernels)[0]
+    outputs = [network.model.outputs[0], utils.get_operation(network.model, layer).output]
+    model = keras.Model(network.model.inputs[0], outputs)
+
+    def evaluate(batch):
+        logits, responses = model(batch, training=False)
+        of_kernel = responses.numpy()[..., kernel].reshape(len(batch), -1)
+        return network.probabilities(logits), of_kernel.sum(axis=1)
+
+    grey = view.grey_input()
+    likely, responses = utils.occlude(view.x, grey, evaluate, options.patch, options.stride).values
+    p, response = network.probabilities(view.logits)[index], maps[..., kernel].sum()
+    return Hidden(kernel, p, response, likely[..., index], responses, likely.argmax(axis=-1))
 
 
 def draw_occlusion(view):
-    """What a class and a kernel need: how far they fall where a grey square hides a part (the paper's figure 7)."""
-    options, network, layer = view.options, view.network, view.network.layers[-1]
-    view.keep(network.predict(view.x)[0].numpy())
-    patch, step = (max(round(min(view.x.shape[1:3]) * share / 100), 1) for share in (options.patch, options.stride))
-    before, photo = view.maps(layer), utils.fit(view.pixels, 5)
-    kernel, grey = strongest(before, options.kernels)[0], network.prepare(np.full((9, 9, 3), 128, np.uint8))[0, 0, 0]
-    model = keras.Model(network.model.inputs[0], [*network.model.outputs, utils.get_layer(network.model, layer).output])
-    ys, xs = (np.arange(step // 2, side, step) - patch // 2 for side in view.x.shape[1:3])
-    logits, responses = [], []
-    for y in ys:
-        batch = np.repeat(view.x, len(xs), axis=0)
-        for picture, x in zip(batch, xs):
-            picture[max(y, 0):y + patch, max(x, 0):x + patch] = grey
-        scores, maps = model(batch, training=False)
-        logits.append(scores)
-        responses.append(maps.numpy()[..., kernel].reshape(len(xs), -1).sum(axis=1))
-    index, response = view.classes[0], before[..., kernel].sum()
-    p = network.probabilities(view.logits)[index].numpy()
-    likely, responses = network.probabilities(np.stack(logits)).numpy(), np.stack(responses)
-    ours, winners = likely[..., index], likely.argmax(axis=-1)
-    frequent = sorted(set(winners.flat), key=lambda each: -(winners == each).sum())
-    colours = dict(zip(frequent, [*COLOURS.values()][:5]))
-    painted = np.uint8([[colours.get(each, COLOURS["grey"]) for each in row] for row in winners])
-    painted = cv2.resize(painted, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    named = "; ".join(f"{colour}: {network.titles[each]}" for colour, each in zip([*COLOURS][:5], frequent))
-    back = view.project(layer, [kernel], "all", options.rules[0])[0]
-    row = [(photo, "photograph"),
-           view.feature(photo, p - ours, f"p {p:.3g}, hidden {ours.min():.3g} to {ours.max():.3g}"),
-           (cv2.addWeighted(painted, 0.5, photo, 0.5, 0), f"most probable: {named}"),
-           view.feature(photo, response - responses, f"kernel {kernel}: sum of its map {response:.3g}, hidden "
-                                                     f"{responses.min():.3g} to {responses.max():.3g}"),
-           (view.grey(back, photo), f"kernel {kernel}, projected")]
-    note = f"{network.titles[index]} · {layer} · a grey square on each point; hot is what is needed"
-    view.save("occlusion", [row], note, {f"{layer}/{index}/probability": ours, "most_probable": winners,
-                                         f"{layer}/{kernel}/response": responses})
+    """What a class and a kernel need: how far they fall where a grey square hides a part."""
+    layer, photo = view.network.layers[-1], view.tile(5)
+    hidden = hide_parts(view, layer)
+    index, kernel = view.classes[0], hidden.kernel
+    least, most = hidden.probabilities.min(), hidden.probabilities.max()
+    p = f"p {hidden.p:.3g}, hidden {least:.3g} to {most:.3g}"
+    least, most = hidden.responses.min(), hidden.responses.max()
+    response = f"sum of its map {hidden.response:.3g}, hidden {least:.3g} to {most:.3g}"
+    whole = Way("all", view.options.rules[0])
+    projected = Projected(kernel, None, view.back(layer, [kernel], [whole])[0])
+    row = [
+        Tile(photo, "photograph"),
+        view.feature(photo, hidden.p - hidden.probabilities, None, p),
+        winners_tile(view, hidden.winners, photo),
+        view.feature(
+            photo, hidden.response - hidden.responses, None, f"kernel {kernel}: {response}"
+        ),
+        view.whole(projected, whole, photo, f"kernel {kernel}, projected"),
+    ]
+    name = view.network.classes.title(index)
+    note = f"{name} · {layer} · a grey square on each point; hot is what is needed"
+    arrays = {
+        f"{layer}/{index}/probability": hidden.probabilities,
+        f"{layer}/{kernel}/response": hidden.responses,
+        "most_probable": hidden.winners,
+    }
+    view.save("occlusion", [row], note, arrays)
+
+
+def winners_tile(view, winners, photo):
+    """The most probable class at each position, (rows, columns), in colours over the photograph."""
+    classes, counts = np.unique(winners, return_counts=True)
+    frequent = classes[np.argsort(-counts, kind="stable")].tolist()
+    named = dict(zip(frequent, COLOURS, strict=False))
+    painted = np.full((*winners.shape, 3), GREY, np.uint8)
+    for index, colour in named.items():
+        painted[winners == index] = COLOURS[colour]
+    height, width = view.x.shape[1:3]
+    painted = cv2.resize(painted, (width, height), interpolation=cv2.INTER_NEAREST)
+    laid = utils.unfit(painted, *photo.shape[:2], view.options.fit)
+    titles = view.network.classes
+    legend = "; ".join(f"{colour}: {titles.title(index)}" for index, colour in named.items())
+    return Tile(cv2.addWeighted(np.uint8(laid), 0.5, photo, 0.5, 0), f"most probable: {legend}")
+
+
+CLASSIFIER = ("fc1", "fc2", "predictions")  # layers behind the convolutions
 
 
 def build(name, top, weights=None):
-    """VGG16 or VGG19 (arXiv 1409.1556), with or without its classifier. weights: None, imagenet, or a file's path."""
-    return getattr(keras.applications, name.upper())(
-        weights=weights, include_top=top, input_shape=(224, 224, 3), classifier_activation=None)
+    """VGG16 or VGG19 (arXiv 1409.1556), with or without its classifier: its output is logits.
+
+    weights: None, imagenet, bundled, or a file's path."""
+    with utils.plain_keras():
+        if weights == "bundled":
+            return utils.bundled_vgg16()
+        if weights == "imagenet" and name == "vgg16" and not top:
+            weights = utils.VGG16_CONVOLUTIONS  # the published ones
+        network = getattr(keras.applications, name.upper())
+        how = {"include_top": top, "input_shape": (224, 224, 3), "classifier_activation": None}
+        return network(weights=weights, **how)
+
+
+def recipe(name, top):
+    """What utils.open_weights needs to know of VGG16 or VGG19."""
+    kernels = f"{name}_weights_tf_dim_ordering_tf_kernels"
+    files = (f"{kernels}.h5",) if top else (f"{kernels}_notop.h5", f"{kernels}.h5")
+    last = 3 if name == "vgg16" else 4
+    shown = ("block[12]_conv2", f"block[345]_conv{last}")
+    build_it = functools.partial(build, name, top)
+    known = utils.HERE / "Image" / "vgg16_classes.txt"
+    return utils.Recipe(name.upper(), build_it, files, shown, "block3_conv3", known=known)
 
 
 def open_networks(options):
-    """The networks, without their classifiers, a smaller download, where figures, layers and weights do without."""
-    models = options.models[-1:] if options.saved or options.list_layers else options.models
-    if options.weights == "tiny":
-        if "vgg16" not in options.models or "occlusion" in options.figures:
-            raise utils.UserError("tiny is VGG16 without a classifier: give --models vgg16, and no occlusion")
+    """The networks asked for: one, where its layers are listed or a file holds it."""
+    models = options.models
+    if options.weights.word == "bundled" and "vgg16" in models:
+        if "vgg19" in models:
+            utils.warn("bundled weights are VGG16's: vgg19 is left out")
         models = ["vgg16"]
-    return [open_vgg(options, name, "occlusion" in options.figures or options.list_layers) for name in models]
+    elif options.weights.word == "bundled":
+        raise utils.UserError("bundled weights are VGG16's: give --models vgg16")
+    if options.weights.saved or options.list_layers:
+        models = models[-1:]
+    return [open_network(options, name) for name in models]
 
 
-def open_vgg(options, name, top):
-    files = [f"{name}_weights_tf_dim_ordering_tf_kernels{end}.h5" for end in ("_notop", "")[top:]]
-    try:
-        return utils.open_weights(options, name.upper(), functools.partial(build, name, top), files,
-                                  ["block[12]_conv2", f"block[345]_conv{3 if name == 'vgg16' else 4}"], "block3_conv3")
-    except utils.UserError:
-        if top or options.saved or options.weights == "tiny" or not options.path and options.layers == ["all"]:
-            raise
-    return open_vgg(options, name, True)  # a layer of the classifier, or a file that holds one
+def open_network(options, name):
+    """One of them, without its classifier, a smaller download, where that is not drawn."""
+    light = recipe(name, top=False)
+    whole = needs_classifier(options, light.files)
+    return utils.open_weights(options, recipe(name, top=True) if whole else light)
 
 
-def main(options):
-    with utils.quiet():  # before any other operation
-        cluster = tf.distribute.MultiWorkerMirroredStrategy() if "TF_CONFIG" in os.environ else None
-    drawing, over_all = not cluster or cluster.cluster_resolver.task_id == 0, ("comparison", "top9")
-    for network in open_networks(options):
-        single = [(figure, network.name) for figure in options.figures if drawing and figure not in over_all]
-        for path, pixels, figures in utils.photographs(options, single):
-            view = View(options, network, path, pixels)
-            for figure, _ in figures:
-                globals()[f"draw_{figure}"](view)
-        for figure in [each for each in over_all if each in options.figures and (drawing or each == "top9")]:
-            if not cluster and utils.is_drawn(options, figure, network.name, options.group, options.images):
-                utils.tell(f"{figure}: there already")
-            else:
-                globals()[f"draw_{figure}"](options, network, cluster)
-    return bool(options.skipped) + (len(options.skipped) == len(options.images))  # 1: some unreadable, 2: all
+def needs_classifier(options, files):
+    """Whether figures, layers or a weights file ask for the classifier, most of a network's weights.
+
+    files: names of the weights without it, and with it."""
+    if options.list_layers or "occlusion" in options.figures:
+        return True
+    if any(fnmatch.filter(CLASSIFIER, word.lower()) for word in options.layers):
+        return True
+    path = options.weights.path
+    return bool(path) and utils.holds_classifier(utils.published_file(path, files))
+
+
+FIGURES_DRAWN = {
+    "projections": draw_projections,
+    "blocks": draw_blocks,
+    "comparison": draw_comparison,
+    "top9": draw_top9,
+    "occlusion": draw_occlusion,
+}
+OVER_ALL = ("comparison", "top9")  # figures over all photographs
+
+
+def start_cluster():
+    """The cluster of TensorFlow that TF_CONFIG describes, or None; before any other operation."""
+    if "TF_CONFIG" not in os.environ:
+        return None
+    with utils.quiet():
+        return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def draw_single(options, album, network):
+    """Draw the figures of one photograph, of each photograph."""
+    targets = [(figure, network.name) for figure in options.figures if figure not in OVER_ALL]
+    for photo, left in utils.photographs(options, album, targets):
+        view = Projections(options, network, photo)
+        for figure, _ in left:
+            FIGURES_DRAWN[figure](view)
+
+
+def draw_over_all(options, album, network, cluster):
+    """Draw the figures over all photographs that are not there yet."""
+    figures = [figure for figure in options.figures if figure in OVER_ALL]
+    if not cluster:  # its workers have to agree on what they do
+        figures = [each for each in figures if not is_there(options, album, network, each)]
+    if "comparison" in figures and draws(cluster):
+        draw_comparison(options, network, album)
+    if "top9" in figures:
+        draw_top9(options, network, album, cluster)
+
+
+def is_there(options, album, network, figure):
+    """Whether a figure over all photographs is left out, which is said."""
+    there = utils.album_result(options, network, album, figure).is_drawn()
+    if there:
+        utils.warn(f"{figure}: there already")
+    return there
+
+
+def main():
+    options = utils.read_options(globals())
+    album = utils.open_album(options, IMAGES)
+    cluster = start_cluster()
+    networks = open_networks(options)
+    if options.list_layers:
+        return utils.print_layers(networks[0])
+    for network in networks:
+        if draws(cluster):
+            draw_single(options, album, network)
+        draw_over_all(options, album, network, cluster)
+    return album.exit_code()
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main, OPTIONS))
+    sys.exit(utils.run(main))

@@ -1,326 +1,405 @@
-"""Grad-CAM on GoogLeNet (Inception v1): what in a photograph speaks for a class, and what against it.
+"""Grad-CAM on GoogLeNet (Inception v1): the evidence in a photograph for a class, and against it.
 
-    python gradcam_googlenet.py Image/hopper_coffee.jpg --weights tiny
-    python gradcam_googlenet.py photo.jpg --classes "Egyptian cat,n02124075,top3" --figures classes,guided --arrays
+    python gradcam_googlenet.py Image/hopper_coffee.jpg --weights bundled
+    python gradcam_googlenet.py photo.jpg --classes "Egyptian cat,n02124075,top3" --arrays
     python gradcam_googlenet.py photos/ --weights mine.keras --labels names.txt
 
-The method, of Selvaraju et al. 2016, arXiv 1610.02391: `grad_cam` and what stands above it; below are figures.
-GoogLeNet: Szegedy et al. 2014, arXiv 1409.4842, as the authors of TF-Slim trained it: batch normalisation in place of
-local response normalisation, 3x3 in place of 5x5 convolutions, no auxiliary classifiers. Weights: their archive,
-fetched once, its inception_v1.ckpt, an .npz with the same variable names, or `tiny`: those bundled in Image/, which
-know the 81 classes that Image/tiny_classes.txt lists."""
+The method, of Selvaraju et al. 2016, arXiv 1610.02391, stands first; `grad_cam` is its end. Figures
+and the network follow: Szegedy et al. 2014, arXiv 1409.4842, as the authors of TF-Slim trained it,
+with batch normalisation in place of local response normalisation, 3x3 in place of 5x5 convolutions
+and no auxiliary classifiers. Weights: their archive, fetched once, its inception_v1.ckpt, an .npz
+with the same variable names, or `bundled`: those in Image/, of the 81 classes that
+Image/googlenet_classes.txt lists."""
+
 import functools
 import re
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 import utils
+from utils import Bar, Tile, keras, tf
 
-IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; those named here are relative to this script
-FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # of these, overlay and trust; or all
-LAYERS = ["all"]      # names, shell wildcards, or all: stem and modules; figures of one layer draw the last
-CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable; some figures draw the first
+# fmt: off
+IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
+FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or all; see --help
+LAYERS = ["all"]      # names, shell wildcards, or all: the stem and the nine modules
+CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable
 KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response
-METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: how gradients weigh the feature maps
-WEIGHTS = "imagenet"  # imagenet, tiny, random, a weights file or folder, a saved network (.keras, .h5)
-LABELS = ""           # of a saved network: a file with a class name a line, or a folder with a sub-folder a class
-PREPROCESS = "tf"     # caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
+METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: how gradients weigh the maps
+WEIGHTS = "imagenet"  # imagenet, bundled, random, a weights file or folder, a saved network
+LABELS = ""           # of a saved network: a file with a class a line, or a folder with sub-folders
+IMPORT = ""           # of a saved network: a file or module that registers its custom layers
+PREPROCESS = "auto"   # auto; caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
+FIT = "squeeze"       # squeeze, crop or pad: how a photograph becomes the network's rectangle
+RESIZE = "area"       # area; bilinear and nearest as Keras's loaders do
+PLACE = "field"       # field: maps lie where the network looked; stretch: over the whole photograph
+SCALE = 1             # pages so many times as large, for print
 SEED = 0              # of random weights
 OUTPUT = "results"    # folder of the results
 FORMAT = "jpg"        # jpg, png or pdf
 ARRAYS = False        # True: save the numbers behind each figure too, as .npz
 COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
+# fmt: on
+WEIGHTS_WORDS = ["imagenet", "bundled", "random"]
 
-ARCHIVE = "https://storage.googleapis.com/download.tensorflow.org/models/inception_v1_2016_08_28.tar.gz"
-SHA256 = "7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6"
-CHECKPOINT = "inception_v1.ckpt"  # what the archive holds
-TINY = utils.HERE / "Image" / "googlenet_tiny_imagenet.npz"
-MODULES = {  # widths: 1x1 | 1x1 then 3x3 | 1x1 then 3x3 | pool then 1x1
-    "Mixed_3b": (64, 96, 128, 16, 32, 32), "Mixed_3c": (128, 128, 192, 32, 96, 64),
-    "Mixed_4b": (192, 96, 208, 16, 48, 64), "Mixed_4c": (160, 112, 224, 24, 64, 64),
-    "Mixed_4d": (128, 128, 256, 24, 64, 64), "Mixed_4e": (112, 144, 288, 32, 64, 64),
-    "Mixed_4f": (256, 160, 320, 32, 128, 128),
-    "Mixed_5b": (256, 160, 320, 32, 128, 128), "Mixed_5c": (384, 192, 384, 48, 128, 128)}
-
-if __name__ == "__main__":
-    OPTIONS = utils.run(utils.read_options, globals())  # typing errors are told before the slow import of TensorFlow
-with utils.quiet():
-    import keras
-    import tensorflow as tf
-
-CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given the gradients g = dy/dA, (classes, h, w, K)
-    "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),  # equation 1: alpha = 1/Z sum of dy/dA
-    # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19, divided by g^2; their factor exp(y) is left out
-    "gradcam++": lambda g, A: tf.reduce_sum(tf.math.divide_no_nan(
-        tf.nn.relu(g), 2 + g * tf.reduce_sum(A, axis=(1, 2), keepdims=True)), axis=(1, 2), keepdims=True),
-    "hirescam": lambda g, A: g,  # Draelos and Carin 2020, arXiv 2011.08891: nothing is averaged
-    "layercam": lambda g, A: tf.nn.relu(g)}  # Jiang et al. 2021, LayerCAM: a weight for every position
+CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given g = dy/dA, (classes, h, w, K)
+    # Equation 1: alpha = 1/Z sum of dy/dA
+    "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),
+    # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19, divided by g^2; their factor
+    # exp(y) is left out
+    "gradcam++": lambda g, A: tf.reduce_sum(
+        tf.math.divide_no_nan(tf.nn.relu(g), 2 + g * tf.reduce_sum(A, axis=(1, 2), keepdims=True)),
+        axis=(1, 2),
+        keepdims=True,
+    ),
+    # Draelos and Carin 2020, arXiv 2011.08891: nothing is averaged
+    "hirescam": lambda g, A: g,
+    # Jiang et al. 2021, LayerCAM: a weight for every position
+    "layercam": lambda g, A: tf.nn.relu(g),
+}
 
 
-@functools.lru_cache(maxsize=8)
-def with_maps(model, layers=()):
-    """The network in two: up to the first map (no tape need record that), and on to the other maps and the logits."""
-    maps = [utils.get_layer(model, name).output for name in layers]
-    inner = any(isinstance(layer, keras.Model) for layer in model.layers)
-    if utils.ending(model)[1] or inner or not all(len(A.shape) == 4 for A in maps):
-        raise ValueError(f"softmax at the end, a network inside, or no maps at {layers}: see utils.open_network")
-    try:
-        return keras.Model(model.inputs[0], maps[0]), keras.Model(maps[0], [*maps[1:], model.outputs[0]])
-    except (IndexError, ValueError):  # there is none, or not everything passes through it: the first part does nothing
-        return keras.Model(model.inputs[0], model.inputs[0]), keras.Model(model.inputs[0], [*maps, model.outputs[0]])
+class Halves:
+    """A network in two: up to its first map, and on. No tape need record what lies below the map.
+
+    Differentiated eagerly once, which is quicker than tracing; traced from the second call on."""
+
+    def __init__(self, below, above, cut_at_map):
+        self.below, self.above, self.cut_at_map = below, above, cut_at_map
+        self.one_by_one = utils.needs_single_gradients(above)
+        self.traced = tf.function(self.differentiate)
+        self.eager = not utils.breaks_eagerly(above)
+
+    def __call__(self, x, classes, top=0):
+        """One forward pass and the derivatives of class scores y, as TensorFlow's tensors:
+        (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K))."""
+        differentiate = self.differentiate if self.eager else self.traced
+        self.eager = False
+        return differentiate(tf.constant(x, tf.float32), tf.constant(classes, tf.int32), top)
+
+    def differentiate(self, x, classes, top):
+        first = self.below(x, training=False)
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(first)
+            *maps, logits = keras.tree.flatten(self.above(first, training=False))
+            maps = [first, *maps] if self.cut_at_map else maps
+            strongest = tf.math.top_k(logits[0], top).indices
+            y = tf.gather(logits[0], tf.concat([strongest, classes], axis=0))  # before softmax
+            scores = tf.unstack(y)
+        if len(scores) > 1 and not self.one_by_one and not tf.executing_eagerly():
+            return maps, logits[0], tape.jacobian(y, maps)
+        gradients = [tape.gradient(score, maps) for score in scores]
+        return maps, logits[0], [stacked(each) for each in zip(*gradients, strict=True)]
 
 
-@functools.lru_cache(maxsize=8)
+def stacked(gradients):
+    """The gradients of several classes at one map as one tensor; None where there is none."""
+    return None if gradients[0] is None else tf.stack(gradients)
+
+
+def split(flat, maps):
+    """The Halves of a network, cut at the first of its feature maps, symbolic tensors.
+
+    Where not everything passes through that map, the first half does nothing."""
+    image, logits = flat.inputs[0], flat.outputs[0]
+    if utils.all_passes(flat, maps[0], maps):
+        above = keras.Model(maps[0], [*maps[1:], logits])
+        return Halves(keras.Model(image, maps[0]), above, cut_at_map=True)
+    return Halves(keras.Model(image, image), keras.Model(image, [*maps, logits]), cut_at_map=False)
+
+
 def with_guided_relus(model):
-    """A copy that shares the weights; its ReLUs pass a signal R back only where R > 0 and their forward value f > 0."""
-    rectify_back = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))  # forward: f; backward: R where R > 0
-    gate = keras.layers.Activation(rectify_back, name="guided..gate")  # behind each ReLU, which itself checks f > 0
+    """The same network, whose ReLUs pass a signal R back only where R > 0 and their value f > 0."""
+    # Forward: f; backward: R where R > 0. It stands behind each ReLU, which itself checks f > 0.
+    rectify_back = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))
+    gate = keras.layers.Activation(rectify_back, name="guided..gate")
 
-    def call(layer, *args, **kwargs):
-        return gate(layer(*args, **kwargs)) if utils.relu_ceiling(layer) else layer(*args, **kwargs)
+    def follow(operation, output):
+        return gate(output) if utils.relu_ceiling(operation) else output
 
-    below, above = with_maps(model)
-    return below, keras.models.clone_model(above, clone_function=lambda layer: layer, call_function=call)
-
-
-@tf.function  # traced once for a network and a number of classes; main has it run eagerly for a single photograph
-def class_gradients(below, above, x, classes, top=0):
-    """One forward pass of a network in two parts, then the derivatives of class scores y: (A, what the first part
-    returned and the feature maps of the second; logits; dy/dA of each, (classes, 1, h, w, K))."""
-    start = below(x, training=False)
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-        tape.watch(start)
-        *maps, logits = start, *keras.tree.flatten(above(start, training=False))
-        y = tf.gather(logits[0], tf.concat([tf.math.top_k(logits[0], top).indices, classes], axis=0))  # before softmax
-    if y.shape[0] == 1:
-        return maps, logits[0], [g[None] for g in tape.gradient(y, maps)]
-    return maps, logits[0], tape.jacobian(y, maps, experimental_use_pfor=not tf.executing_eagerly())
+    return utils.mirror(model, follow)
 
 
-def as_tensors(model, x, classes):
-    """x and classes as TensorFlow wants them, or ValueError."""
-    if len(x) != 1 or not all(0 <= index < model.outputs[0].shape[-1] for index in classes):
-        raise ValueError(f"one x, classes below {model.outputs[0].shape[-1]} are wanted: {len(x)}, {list(classes)}")
-    return tf.constant(x, tf.float32), tf.constant(classes, tf.int32)
+def checked(model, x, classes, top=0):
+    """A mirror of the network, kept with it; ValueError for arguments that a method cannot take."""
+    count = model.outputs[0].shape[-1]
+    if len(x) != 1 or len(classes) + top < 1 or not all(0 <= index < count for index in classes):
+        wanted = f"one x and at least one class below {count} are wanted"
+        raise ValueError(f"{wanted}: {len(x)}, {list(classes)}")
+    flat = utils.kept(model, "mirror", utils.mirror)
+    utils.check_logits(flat)
+    return flat
 
 
 def grad_cam(model, x, layers, classes, method="gradcam", top=0):
-    """Grad-CAM of several classes at several layers (section 3 of the paper), all from one forward pass.
+    """Grad-CAM of several classes at several layers, all from one forward pass (section 3).
 
-    model: flat functional Keras network with logits for output; utils.open_network makes one of any other. x: float32
-    (1, H, W, channels), as the network wants it. layers: names. classes: indices; top: so many of the most probable
-    ones come before them, at least one in all. method: a key of CAM_WEIGHTS. The model is left as it was. Returns
-    (maps, logits): maps[layer] float32 (top + len(classes), h, w), signed, before the last ReLU: positive values speak
-    for the class, negative ones against it; logits float32 (n_classes,). ValueError: unknown layer or class."""
-    network, weigh, cams = with_maps(model, tuple(layers)), CAM_WEIGHTS[method], {}
-    features, logits, gradients = class_gradients(*network, *as_tensors(model, x, classes), top)
-    for layer, A, dy_dA in zip(layers, features[-len(layers):], gradients[-len(layers):]):
-        alpha = weigh(dy_dA[:, 0], A)  # equation 1; 0: the photograph
-        cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; its ReLU is applied where it is drawn
+    model: functional Keras network with logits for output (utils.open_network makes one of any
+    other); it is left as it was. x: float32 (1, H, W, channels), as the network wants it. layers:
+    names. classes: indices. method: a key of CAM_WEIGHTS. top: so many of the most probable classes
+    come before the others. Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w),
+    signed, before the last ReLU: positive values are evidence for the class, negative ones against
+    it; logits float32 (n_classes,). ValueError: unknown method, layer or class, or none."""
+    if method not in CAM_WEIGHTS or not len(layers):
+        raise ValueError(f"{method!r}, {layers}: one of {', '.join(CAM_WEIGHTS)}, and some layers")
+    flat = checked(model, x, classes, top)
+    ordered = utils.in_order(flat, layers)
+    outputs = [utils.get_operation(flat, name).output for name in ordered]
+    halves = utils.kept(model, tuple(ordered), lambda _: split(flat, outputs))
+    maps, logits, gradients = halves(x, classes, top)
+    cams = {}
+    for layer, A, dy_dA in zip(ordered, maps, gradients, strict=True):
+        if dy_dA is None or len(A.shape) != 4:
+            raise ValueError(f"{layer} gives no map between the photograph and the logits")
+        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; the 0 is the photograph
+        cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; ReLU when drawn
     return cams, logits.numpy()
 
 
 def guided_backprop(model, x, classes):
-    """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, section 3.4): float32
-    (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
-    return class_gradients(*with_guided_relus(model), *as_tensors(model, x, classes))[2][0][:, 0].numpy()
+    """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, 3.4).
+
+    Returns float32 (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
+    checked(model, x, classes)
+
+    def make(model):
+        guided = with_guided_relus(model)
+        return split(guided, [guided.inputs[0]])
+
+    _, _, gradients = utils.kept(model, "guided", make)(x, classes)
+    return gradients[0][:, 0].numpy()
 
 
-class Evidence(utils.View):
-    """One photograph before one network: its class maps, which several figures draw, and how they are drawn."""
+class GradCam(utils.Explanation):
+    """One photograph before one network: its class maps, which several figures draw."""
 
-    def class_maps(self, layers, asked):
-        """{layer: {class: map}} of the classes asked for, indices or topN."""
-        fixed = [word for word in asked if isinstance(word, int)]
-        top = min(len(self.network.titles), max([int(word[3:]) for word in asked if isinstance(word, str)] or [0]))
-        cams, logits = grad_cam(self.network.model, self.x, layers, fixed, self.options.method, top)
+    def class_maps(self, layers, selection):
+        """{layer: {class: map}} of a Selection of classes."""
+        model, method = self.network.model, self.options.method
+        indices, top = selection.indices, selection.top
+        cams, logits = grad_cam(model, self.x, layers, indices, method, top)
         self.keep(logits)
-        indices = [*np.argsort(-logits, kind="stable")[:top].tolist(), *fixed]
-        return {layer: dict(zip(indices, maps)) for layer, maps in cams.items()}
+        order = [*utils.Selection(top=top).among(logits), *indices]
+        return {layer: dict(zip(order, maps, strict=True)) for layer, maps in cams.items()}
 
     @functools.cached_property
     def cams(self):
-        """{class: map} of the layer that figures of one layer draw."""
-        cams = self.class_maps([self.layer], self.options.classes)[self.layer]
+        """{class: map} of the layer that figures of one layer draw, in the order asked for."""
+        layer = self.network.layer
+        cams = self.class_maps([layer], self.network.selection)[layer]
         return {index: cams[index] for index in self.classes}
 
-    def title(self, index, between="\n"):
-        return f"{self.network.titles[index]}{between}p {self.network.probabilities(self.logits)[index]:.3f}"
+    @functools.cached_property
+    def guided(self):
+        """{class: guided backpropagation}."""
+        values = guided_backprop(self.network.model, self.x, list(self.cams))
+        return dict(zip(self.cams, values, strict=True))
 
-    def heat(self, photo, cam, title, word="max", colormap=None, lack="no positive evidence"):
-        """A map over the photograph, its maximum in the title; where nothing is positive, the photograph in grey."""
-        if cam.max() > 0:
-            return utils.overlay(photo, cam, colormap or self.options.colormap), f"{title}\n{word} {cam.max():.3g}"
-        return np.repeat(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None] // 2 + 64, 3, axis=2), f"{title}\n{lack}"
+    def cam_arrays(self):
+        """The maps of that layer as arrays to be saved."""
+        return {f"{self.network.layer}/{index}": cam for index, cam in self.cams.items()}
 
-    def grid(self, cams, lack="no positive evidence"):
-        """The photograph and maps over it, [(map, title)], in rows of four to seven with the fewest gaps."""
-        count = len(cams) + 1
-        columns = min(range(min(4, count), 8), key=lambda columns: (-count % columns, columns))
-        photo = utils.fit(self.pixels, columns)
-        tiles = [(photo, "photograph"), *(self.heat(photo, cam, title, lack=lack) for cam, title in cams)]
-        return [tiles[start:start + columns] for start in range(0, count, columns)]
+    def overlaid(self, photo, index, **how):
+        """The Tile of a class over the photograph."""
+        title = self.class_title(index)
+        return self.heat(photo, self.cams[index], self.network.layer, title, **how)
 
 
 def draw_layers(view):
-    """One class, every layer."""
-    asked = view.options.classes[0]
-    maps = view.class_maps(view.network.layers, [asked if isinstance(asked, int) else "top1"])
+    """One class at every layer."""
+    maps = view.class_maps(view.network.layers, view.network.selection.first())
     index = view.classes[0]
     cams = {layer: classes[index] for layer, classes in maps.items()}
-    view.save("layers", view.grid([(cam, layer) for layer, cam in cams.items()]),
-              view.title(index, " · "), {f"{layer}/{index}": cam for layer, cam in cams.items()})
+    photo = view.tile(utils.columns_for(len(cams) + 1))
+    tiles = [Tile(photo, "photograph")]
+    tiles += [view.heat(photo, cam, layer, layer) for layer, cam in cams.items()]
+    arrays = {f"{layer}/{index}": cam for layer, cam in cams.items()}
+    view.save("layers", utils.in_grid(tiles), view.class_title(index, " · "), arrays)
 
 
 def draw_classes(view):
-    """One layer, one tile per class."""
-    layer, rows = view.layer, view.grid([(cam, view.title(index)) for index, cam in view.cams.items()])
-    view.save("classes", rows, layer, {f"{layer}/{index}": cam for index, cam in view.cams.items()})
+    """One layer, a tile a class."""
+    photo = view.tile(utils.columns_for(len(view.cams) + 1))
+    tiles = [Tile(photo, "photograph")]
+    tiles += [view.overlaid(photo, index) for index in view.cams]
+    view.save("classes", utils.in_grid(tiles), view.network.layer, view.cam_arrays())
 
 
 def draw_negative(view):
-    """What speaks for a class and, below, what speaks against it: the last ReLU keeps the negative pixels instead."""
-    photo, cold, cams, rows = utils.fit(view.pixels, 5), "viridis", [*view.cams.items()], []
-    for some in (cams[start:start + 4] for start in range(0, len(cams), 4)):
-        rows.append([(photo, "for"), *(view.heat(photo, cam, view.title(index), "for: max") for index, cam in some)])
-        rows.append([(photo, "against"), *(view.heat(photo, -cam, "", "against: max", cold, "no negative evidence")
-                                           for _, cam in some)])
-    view.save("negative", rows, view.layer, {f"{view.layer}/{index}": cam for index, cam in cams},
-              [(cold, "most against"), (view.options.colormap, "most for")])
+    """Positive evidence and, below, negative: the last ReLU keeps the negative pixels instead."""
+    photo, layer = view.tile(5), view.network.layer
+    lacking = {"lack": "no negative evidence", "word": "against: max", "colormap": "viridis"}
+    rows = []
+    for classes in utils.in_rows(list(view.cams), 4):
+        positive = [view.overlaid(photo, index, word="for: max") for index in classes]
+        negative = [view.heat(photo, -view.cams[index], layer, "", **lacking) for index in classes]
+        rows.append([Tile(photo, "for"), *positive])
+        rows.append([Tile(photo, "against"), *negative])
+    bars = [Bar("viridis", "most against"), Bar(view.options.colormap, "most for")]
+    view.save("negative", rows, layer, view.cam_arrays(), bars)
 
 
 def draw_one_class(view):
     """One class, large: photograph, heat map, overlay."""
-    (index, _), photo, layer = [*view.cams.items()][0], utils.fit(view.pixels, 3), view.layer
-    heat = utils.colorize(utils.heat_map(view.cams[index], *photo.shape[:2]), view.options.colormap)
-    row = [(photo, "photograph"), (heat, "heat map"), view.heat(photo, view.cams[index], view.title(index))]
-    view.save("one_class", [row], layer, {f"{layer}/{index}": view.cams[index]})
+    index, layer = view.classes[0], view.network.layer
+    photo, cam = view.tile(3), view.cams[index]
+    heat = utils.heat_map(cam, *photo.shape[:2], at=view.at(layer, cam.shape))
+    colours = utils.colorize(heat, view.options.colormap)
+    row = [Tile(photo, "photograph"), Tile(colours, "heat map"), view.overlaid(photo, index)]
+    view.save("one_class", [row], layer, {f"{layer}/{index}": cam})
 
 
 def draw_kernels(view):
-    """Feature maps of one layer, over the photograph."""
-    layer, model, kernels = view.layer, view.network.model, view.options.kernels
-    maps = keras.Model(model.inputs[0], utils.get_layer(model, layer).output)(view.x, training=False)[0].numpy()
-    kernels = np.argsort(-maps.max(axis=(0, 1)), kind="stable")[:kernels] if isinstance(kernels, int) else kernels
-    rows = view.grid([(maps[..., kernel], f"kernel {kernel}") for kernel in kernels], lack="silent")
-    view.save("kernels", rows, f"{layer} · feature maps",
-              {f"{layer}/kernels": maps[..., kernels], f"{layer}/kernel_numbers": kernels})
+    """Feature maps of one layer over the photograph."""
+    layer = view.network.layer
+    maps = view.network.maps(layer, view.x)
+    kernels = view.options.kernels.among(maps.max(axis=(0, 1)))
+    photo = view.tile(utils.columns_for(len(kernels) + 1))
+    tiles = [Tile(photo, "photograph")]
+    for kernel in kernels:
+        title = f"kernel {kernel}"
+        tiles += [view.heat(photo, maps[..., kernel], layer, title, lack="silent")]
+    arrays = {f"{layer}/kernels": maps[..., kernels], f"{layer}/kernel_numbers": kernels}
+    view.save("kernels", utils.in_grid(tiles), f"{layer} · feature maps", arrays)
 
 
 def draw_guided(view):
-    """Guided backpropagation, and its product with the heat map (Guided Grad-CAM), one row per class."""
-    photo, layer, rows = utils.fit(view.pixels, 3), view.layer, []
-    guided = dict(zip(view.cams, guided_backprop(view.network.model, view.x, [*view.cams])))
-    for index, saliency in guided.items():
-        titles = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
-        product = saliency * utils.heat_map(view.cams[index], *saliency.shape[:2])[..., None]
-        greys = [utils.signed_grey(values, photo, view.options.preprocess) for values in (saliency, product)]
-        rows.append([view.heat(photo, view.cams[index], view.title(index)), *zip(greys, titles)])
-    view.save("guided", rows, f"{layer} · in grey pictures zero is grey", {
-        **{f"{layer}/{index}": cam for index, cam in view.cams.items()},
-        **{f"guided/{index}": saliency for index, saliency in guided.items()}})
+    """Guided backpropagation and its product with the heat map, Guided Grad-CAM, a row a class."""
+    photo, layer, rows = view.tile(3), view.network.layer, []
+    for index, saliency in view.guided.items():
+        cam = view.cams[index]
+        heat = utils.heat_map(cam, *saliency.shape[:2], at=view.in_input(layer, cam.shape))
+        names = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
+        pictures = [view.grey(saliency, photo), view.grey(saliency * heat[..., None], photo)]
+        rows.append([view.overlaid(photo, index), *map(Tile, pictures, names)])
+    arrays = {f"guided/{index}": saliency for index, saliency in view.guided.items()}
+    note = f"{layer} · in grey pictures zero is grey"
+    view.save("guided", rows, note, {**view.cam_arrays(), **arrays})
 
 
 def draw_overlay(view):
-    """One file per class: the overlay at the photograph's own size, without a word on it."""
+    """A file a class: the overlay at the photograph's own size, without a word on it."""
+    layer, result = view.network.layer, view.result("overlay")
     for index, cam in view.cams.items():
         if not cam.max() > 0:
-            utils.tell(f"{view.path}: nothing speaks for {view.network.titles[index]}: its overlay is cold")
-        page = Figure(figsize=np.array(view.pixels.shape[1::-1]) / 100, dpi=100)
-        page.figimage(utils.overlay(view.pixels, cam, view.options.colormap))
-        stem = f"{view.options.stems[view.path]}_{view.network.name}_overlay_{index}"
-        view.write("overlay", stem, page, {f"{view.layer}/{index}": cam})
-
-
-def deletion_and_insertion(view, maps, count=10):
-    """Petsiuk et al. 2018, arXiv 1806.07421, section 4: in steps of 10 % of the pixels, the warmest first, the
-    photograph gives way to grey (deletion), or a blurred copy to the photograph (insertion); after the maps in count
-    random orders of 7 x 7 patches. Returns {name: probabilities (len(maps) + count, 11, n_classes)}."""
-    x, (height, width), generator, curves = view.x[0], view.x.shape[1:3], np.random.default_rng(0), {}
-    ties, *chance = [cv2.resize(generator.random((7, 7)), (width, height), interpolation=cv2.INTER_NEAREST)
-                     for _ in range(count + 1)]
-    heats = [cv2.resize(cam, (width, height), interpolation=cv2.INTER_CUBIC) for cam in maps] + chance
-    orders = [np.lexsort((ties.ravel(), -heat.ravel())) for heat in heats]  # equally warm pixels leave in patches, too
-    grey = view.network.prepare(np.full((8, 8, 3), 128, np.uint8))[0]
-    blurred = cv2.GaussianBlur(x, (11, 11), 5).reshape(x.shape)
-    for name, start, end in (("deletion", x, grey), ("insertion", blurred, x)):
-        for order in orders:
-            rank = np.argsort(order).reshape(height, width, 1)
-            steps = np.stack([np.where(rank < gone, end, start) for gone in np.linspace(0, order.size, 11).round()])
-            curves.setdefault(name, []).append(view.network.probabilities(view.network.predict(steps)).numpy())
-    return {name: np.stack(values) for name, values in curves.items()}
-
-
-def curve_tile(name, curves, height=220):
-    """The first curve, a map's, over chance's, two sample standard deviations wide: (picture, title, verdict)."""
-    figure, shares = Figure(figsize=(2.8, height / 100), dpi=100), np.linspace(0, 100, 11)
-    axes = figure.add_axes((0.27, 48 / height, 0.67, 1 - 58 / height))
-    mean, spread = curves[1:].mean(axis=0), 2 * curves[1:].std(axis=0, ddof=1)
-    axes.fill_between(shares, np.maximum(mean - spread, 0), np.minimum(mean + spread, 1), color="0.85")
-    axes.plot(shares, mean, "grey", shares, curves[0], "C3")
-    top = 1.1 * np.minimum([mean + spread, curves[0]], 1).max() or 1
-    axes.set(xlim=(0, 100), ylim=(0, top), xlabel=f"% of pixels, {name}", ylabel="probability")
-    axes.yaxis.set_major_formatter("{x:.2g}")
-    FigureCanvasAgg(figure).draw()
-    areas = (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
-    chance, width = areas[1:].mean(), 2 * areas[1:].std(ddof=1)
-    gain = (areas[0] - chance) * (-1 if name == "deletion" else 1)  # of deletion a small area is good
-    verdict = "better than" if gain > width else "worse than" if gain < -width else "like"
-    title = f"{name}: area {areas[0]:.4g}\n{verdict} chance, {chance:.4g} ± {width:.2g}"
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3], title, verdict
-
-
-def rank_correlation(first, second):
-    """Spearman's, of two maps; equal values share their mean rank; NaN where one is constant."""
-    ranks = [sum(np.searchsorted(np.sort(values, axis=None), values.ravel(), side) for side in ("left", "right"))
-             for values in (first, second)]
-    return np.corrcoef(*ranks)[0, 1]
+            name = view.network.classes.title(index)
+            utils.warn(f"{view.photo.path}: no positive evidence for {name}: its overlay is cold")
+        at = view.at(layer, cam.shape)
+        picture = utils.overlay(view.photo.pixels, cam, at, view.options.colormap)
+        arrays = view.arrays({f"{layer}/{index}": cam})
+        result.write(picture, arrays, f"_{index}", count=len(view.cams))
 
 
 def draw_trust(view):
-    """Deletion and insertion against chance, and the same network untrained (Adebayo et al. 2018, arXiv 1810.03292)."""
-    photo, layer, rows, arrays, network = utils.fit(view.pixels, 4), view.layer, [], {}, view.network
-    if "control" not in network:
-        keras.utils.set_random_seed((view.options.seed + 181003292) % 2**32)  # not one that built it
-        network.control = keras.models.clone_model(network.model, clone_function=lambda each: each if isinstance(
-            each, keras.layers.Normalization) else type(each).from_config(each.get_config()))
-    controls = grad_cam(network.control, view.x, [layer], [*view.cams], view.options.method)[0][layer]
-    trials = deletion_and_insertion(view, view.cams.values())
-    for place, (index, cam) in enumerate(view.cams.items()):
-        curves = {name: np.append(values[[place], :, index], values[len(view.cams):, :, index], axis=0)
-                  for name, values in trials.items()}
-        tiles = [curve_tile(name, values, max(photo.shape[0], 180)) for name, values in curves.items()]
-        beats = " and ".join(name for name, tile in zip(curves, tiles) if tile[2] == "better than") or "neither"
-        correlation = rank_correlation(cam, controls[place])
-        rows.append([view.heat(photo, cam, f"{view.title(index)}\nbeats chance: {beats}"),
-                     *((picture, title) for picture, title, _ in tiles),
-                     view.heat(photo, controls[place], f"weights re-initialised\nrank correlation {correlation:.2f}")])
-        arrays |= {f"{layer}/{index}": cam, f"{layer}/{index}/control": controls[place],
-                   **{f"{layer}/{index}/{name}": values for name, values in curves.items()}}
-    view.save("trust", rows, f"{layer} · red: warmest first; grey: random orders, ± two standard deviations", arrays)
+    """Can the map be believed: deletion and insertion against chance, and untrained weights."""
+    network, layer, photo = view.network, view.network.layer, view.tile(4)
+    control = utils.kept(network.model, "control", functools.partial(reinitialised, view.options))
+    classes = list(view.cams)
+    controls = grad_cam(control, view.x, [layer], classes, view.options.method)[0][layer]
+    size = view.x.shape[1:3]
+    heats = {
+        index: utils.place(cam, view.in_input(layer, cam.shape), *size)
+        for index, cam in view.cams.items()
+    }
+    trials = utils.deletion_and_insertion(view.x, heats, view.grey_input(), view.predict)
+    rows, arrays = [], view.cam_arrays()
+    for index, other in zip(classes, controls, strict=True):
+        deletion, insertion = trials[index]
+        beaten = utils.beaten(trials[index])
+        first = view.overlaid(photo, index)
+        correlation = utils.rank_correlation(view.cams[index], other)
+        title = f"weights re-initialised\nrank correlation {correlation:.2f}"
+        rows.append(
+            [
+                Tile(first.picture, f"{first.title}\nbeats chance: {beaten}"),
+                *[utils.curve_tile(trial, photo.shape[0]) for trial in (deletion, insertion)],
+                view.heat(photo, other, layer, title),
+            ]
+        )
+        arrays[f"{layer}/{index}/control"] = other
+        arrays |= {f"{layer}/{index}/{trial.name}": trial.curves for trial in trials[index]}
+    note = f"{layer} · red: warmest first; grey: random orders, ± two standard deviations"
+    view.save("trust", rows, note, arrays)
+
+
+def reinitialised(options, model):
+    """The same network untrained (Adebayo et al. 2018, arXiv 1810.03292); data statistics stay."""
+
+    def clone(layer):
+        if isinstance(layer, keras.layers.Normalization):
+            return layer
+        return type(layer).from_config(layer.get_config())
+
+    keras.utils.set_random_seed((options.seed + 181003292) % 2**32)  # not one that built it
+    return keras.models.clone_model(model, clone_function=clone)
+
+
+ARCHIVE = (
+    "https://storage.googleapis.com/download.tensorflow.org/models/inception_v1_2016_08_28.tar.gz"
+)
+SHA256 = "7a620c430fcaba8f8f716241f5148c4c47c035cce4e49ef02cfbe6cd1adf96a6"
+CHECKPOINT = "inception_v1.ckpt"  # what the archive holds
+MODULES = {  # widths: 1x1 | 1x1 then 3x3 | 1x1 then 3x3 | pool then 1x1
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+
+
+class Branch(NamedTuple):
+    """A convolution of a module: its TF-Slim name, in which branch it is, its channels and extent."""
+
+    name: str
+    number: int
+    width: int
+    extent: int
 
 
 def branches(module):
-    """The six convolutions of a module by their TF-Slim names: {name: (branch, width, extent)}."""
-    last = "Conv2d_0a_3x3" if module == "Mixed_5b" else "Conv2d_0b_3x3"  # the one name that breaks the pattern
-    names = ("Branch_0/Conv2d_0a_1x1", "Branch_1/Conv2d_0a_1x1", "Branch_1/Conv2d_0b_3x3", "Branch_2/Conv2d_0a_1x1",
-             f"Branch_2/{last}", "Branch_3/Conv2d_0b_1x1")
-    return {f"{module}/{name}": (int(name[7]), width, int(name[-1])) for name, width in zip(names, MODULES[module])}
+    """The six convolutions of a module, in the order of MODULES' widths."""
+    names = [
+        "Branch_0/Conv2d_0a_1x1",
+        "Branch_1/Conv2d_0a_1x1",
+        "Branch_1/Conv2d_0b_3x3",
+        "Branch_2/Conv2d_0a_1x1",
+        "Branch_2/Conv2d_0b_3x3",
+        "Branch_3/Conv2d_0b_1x1",
+    ]
+    if module == "Mixed_5b":  # the one name that breaks the pattern
+        names[4] = "Branch_2/Conv2d_0a_3x3"
+    found = []
+    for name, width in zip(names, MODULES[module], strict=True):
+        found.append(Branch(f"{module}/{name}", int(name[7]), width, int(name[-1])))
+    return found
 
 
 def convolution(x, name, width, extent, strides=1):
-    """Convolution without bias, batch normalisation without scale, ReLU; the ReLU bears the name."""
+    """Convolution without bias, batch normalisation without scale, ReLU, which bears the name."""
     name = name.replace("/", "_")
     x = keras.layers.Conv2D(width, extent, strides, "same", use_bias=False, name=f"{name}_conv")(x)
     x = keras.layers.BatchNormalization(scale=False, epsilon=1e-3, name=f"{name}_bn")(x)
     return keras.layers.Activation("relu", name=name)(x)
+
+
+def inception(x, module):
+    """An inception module: four branches, concatenated."""
+    pool = keras.layers.MaxPooling2D(3, 1, "same", name=f"{module}_Branch_3_MaxPool_0a_3x3")
+    ends = [x, x, x, pool(x)]
+    for branch in branches(module):
+        below = ends[branch.number]
+        ends[branch.number] = convolution(below, branch.name, branch.width, branch.extent)
+    return keras.layers.Concatenate(name=module)(ends)
 
 
 def googlenet():
@@ -331,13 +410,12 @@ def googlenet():
     x = layers.MaxPooling2D(3, 2, "same", name="MaxPool_2a_3x3")(x)
     x = convolution(x, "Conv2d_2b_1x1", 64, 1)
     x = convolution(x, "Conv2d_2c_3x3", 192, 3)
+    pools = {"Mixed_3b": 3, "Mixed_4b": 3, "Mixed_5b": 2}
     for module in MODULES:
-        if module in ("Mixed_3b", "Mixed_4b", "Mixed_5b"):
-            x = layers.MaxPooling2D(2 if module == "Mixed_5b" else 3, 2, "same", name=f"MaxPool_{module[6]}a")(x)
-        ends = [x, x, x, layers.MaxPooling2D(3, 1, "same", name=f"{module}_Branch_3_MaxPool_0a_3x3")(x)]
-        for name, (branch, width, extent) in branches(module).items():
-            ends[branch] = convolution(ends[branch], name, width, extent)
-        x = layers.Concatenate(name=module)(ends)
+        if module in pools:
+            name = f"MaxPool_{module[6]}a"
+            x = layers.MaxPooling2D(pools[module], 2, "same", name=name)(x)
+        x = inception(x, module)
     x = layers.GlobalAveragePooling2D(name="AvgPool_0a_7x7")(x)
     return keras.Model(image, layers.Dense(1000, name="Logits")(x), name="googlenet")
 
@@ -346,59 +424,92 @@ def variables(model):
     """The network's variables by their TF-Slim names."""
     found = {}
     for conv in [layer for layer in model.layers if layer.name.endswith("_conv")]:
-        module, norm = conv.name[:-5], model.get_layer(f"{conv.name[:-5]}_bn")
-        name = re.sub(r"^(Mixed_..)_(Branch_.)_", r"InceptionV1/\1/\2/", module)
-        name = name if "/" in name else f"InceptionV1/{name}"
-        found |= {f"{name}/weights": conv.kernel, f"{name}/BatchNorm/beta": norm.beta,
-                  f"{name}/BatchNorm/moving_mean": norm.moving_mean,
-                  f"{name}/BatchNorm/moving_variance": norm.moving_variance}
+        module = conv.name.removesuffix("_conv")
+        norm = model.get_layer(f"{module}_bn")
+        name = re.sub(r"^(Mixed_..)_(Branch_.)_", r"\1/\2/", module)
+        found[f"InceptionV1/{name}/weights"] = conv.kernel
+        found[f"InceptionV1/{name}/BatchNorm/beta"] = norm.beta
+        found[f"InceptionV1/{name}/BatchNorm/moving_mean"] = norm.moving_mean
+        found[f"InceptionV1/{name}/BatchNorm/moving_variance"] = norm.moving_variance
     logits = model.get_layer("Logits")
-    return found | {"InceptionV1/Logits/Conv2d_0c_1x1/weights": logits.kernel,
-                    "InceptionV1/Logits/Conv2d_0c_1x1/biases": logits.bias}
+    found["InceptionV1/Logits/Conv2d_0c_1x1/weights"] = logits.kernel
+    found["InceptionV1/Logits/Conv2d_0c_1x1/biases"] = logits.bias
+    return found
 
 
 def load(model, path):
-    """Load weights: a checkpoint of TF-Slim, the archive it comes in, an .npz, or Keras's. Nothing is unpickled."""
+    """Load weights: a checkpoint of TF-Slim, the archive it comes in, an .npz, or Keras's.
+
+    Nothing is unpickled."""
     if path.suffix == ".h5":
-        return model.load_weights(path)
-    if path.name.endswith((".tar.gz", ".tgz")):
+        model.load_weights(path)
+    elif path.name.endswith((".tar.gz", ".tgz")):
         with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
             archive.extract(CHECKPOINT, folder, filter="data")
-            return load(model, Path(folder) / CHECKPOINT)
-    if path.suffix == ".npz":
-        read = np.load(path, allow_pickle=False).__getitem__
+            load(model, Path(folder) / CHECKPOINT)
+    elif path.suffix == ".npz":
+        assign(model, np.load(path, allow_pickle=False).__getitem__)
     else:
-        read = tf.train.load_checkpoint(str(path).removesuffix(".index")).get_tensor
+        checkpoint = tf.train.load_checkpoint(str(path).removesuffix(".index"))
+        assign(model, checkpoint.get_tensor)
+    return model
+
+
+def assign(model, read):
+    """Give the variables what read(TF-Slim name) gives."""
     for name, variable in variables(model).items():
         array = np.asarray(read(name), np.float32)
         if "Logits" in name:  # without «background», the first of 1001: class c is index c + 1
             array = array.reshape(-1, 1001)[:, 1:].reshape(variable.shape)
         variable.assign(array)  # which refuses another shape
-    return model
 
 
 def build(weights=None):
-    """GoogLeNet with logits for output. weights: None, imagenet, tiny, or a file's path (see `load`)."""
-    model = googlenet()
+    """GoogLeNet with logits. weights: None, imagenet, bundled, or a file (see `load`)."""
+    with utils.plain_keras():
+        model = googlenet()
+    if weights is None:
+        return model
     if weights == "imagenet":
         weights = keras.utils.get_file(origin=ARCHIVE, file_hash=SHA256, cache_subdir="models")
-    return load(model, Path(TINY if weights == "tiny" else weights)) if weights else model
+    return load(model, BUNDLED if weights == "bundled" else Path(weights))
 
 
-def main(options):
-    tf.config.run_functions_eagerly(len(options.images) == 1)  # to trace a network takes longer than to run it once
-    network = utils.open_weights(options, "GoogLeNet", build, [Path(ARCHIVE).name, CHECKPOINT],
-                                 ["Conv2d_[12]?_?x?", "Mixed_??"], load=load)
-    kernel = np.ones((1, 1)) if options.saved else network.model.get_layer("Logits").kernel.numpy()
-    for index in {*options.classes} & {*np.flatnonzero(~kernel.any(axis=0)).tolist()}:
-        raise utils.UserError(f"the weights {options.weights} do not know {network.titles[index]}: what tiny knows is "
-                              "listed in Image/tiny_classes.txt")
-    for path, pixels, figures in utils.photographs(options, [(figure, network.name) for figure in options.figures]):
-        view = Evidence(options, network, path, pixels)
-        for figure, _ in figures:
-            globals()[f"draw_{figure}"](view)
-    return bool(options.skipped) + (len(options.skipped) == len(options.images))  # 1: some unreadable, 2: all
+BUNDLED = utils.HERE / "Image" / "googlenet_81_classes.npz"
+RECIPE = utils.Recipe(
+    label="GoogLeNet",
+    build=build,
+    files=(Path(ARCHIVE).name, CHECKPOINT),
+    shown=("Conv2d_[12]?_?x?", "Mixed_??"),
+    preprocess="tf",
+    load=load,
+    known=utils.HERE / "Image" / "googlenet_classes.txt",
+)
+FIGURES_DRAWN = {
+    "layers": draw_layers,
+    "classes": draw_classes,
+    "negative": draw_negative,
+    "one_class": draw_one_class,
+    "kernels": draw_kernels,
+    "guided": draw_guided,
+    "overlay": draw_overlay,
+    "trust": draw_trust,
+}
+
+
+def main():
+    options = utils.read_options(globals())
+    album = utils.open_album(options, IMAGES)
+    network = utils.open_weights(options, RECIPE)
+    if options.list_layers:
+        return utils.print_layers(network)
+    targets = [(figure, network.name) for figure in options.figures]
+    for photo, left in utils.photographs(options, album, targets):
+        view = GradCam(options, network, photo)
+        for figure, _ in left:
+            FIGURES_DRAWN[figure](view)
+    return album.exit_code()
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main, OPTIONS))
+    sys.exit(utils.run(main))

@@ -1,77 +1,79 @@
-"""What the scripts share: the command line, photographs, classes, networks from files, overlays and pages.
+"""What the scripts share, in the order of a run: from the command line to pages and measures.
 
-For a notebook: `read_photo`, `network_input`, `open_network`, `overlay`. Importing this module costs no TensorFlow."""
+For a notebook: `read_photo`, `network_input`, `open_network`, `overlay`. Importing this module
+costs no TensorFlow."""
+
 import argparse
+import bisect
+import concurrent.futures
 import contextlib
+import csv
 import difflib
 import fnmatch
 import functools
 import glob
 import hashlib
+import importlib
+import importlib.util
 import io
 import itertools
 import json
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 import textwrap
 import warnings
+import weakref
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import h5py
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 HERE = Path(__file__).resolve().parent
-RESULT = re.compile(r"_.+_\w+\.(jpg|png)$")  # what our own pictures are called: STEM_MODEL_FIGURE
-PHOTO_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # none of Pillow's that start other programs
-PHOTO_ENDINGS = ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .heic .heif .avif .dng .cr2 .nef .arw".split()
-COLORMAPS = {key[9:].lower(): value for key, value in vars(cv2).items() if key.startswith("COLORMAP_")}
-MESSAGES = {  # what Keras, HDF5, NumPy and TensorFlow say of a file, in other words
-    r"variable\.shape=\(\d+, 1000\), Received: value\.shape=\(\d+, (\d+)\)": r"it is for \1 classes, not for 1000",
-    r"variable\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))": r"an array \2 stands where \1 belongs",
-    "objects could not be loaded|ayer count mismatch": "its layers are others, or it lacks the classifier",
-    "errno = 2": "there is no such file", "DATA_LOSS": "it is no checkpoint, or not a whole one",
-    "ambda": "it holds a Lambda layer, whose code is not run: build it of layers of Keras",
-    r"(?:Could not locate class|Unknown layer:) '([\w>]+)'": r"\1 is no class of Keras, and no code of a file is run",
-    "allow_pickle": "it holds no arrays, or pickled ones", r"\bzip\b": "it is no .keras file, or not a whole one"}
-SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
+VGG16_CONVOLUTIONS = HERE / "Image" / "vgg16_imagenet_notop.weights.h5"
+VGG16_CLASSIFIER = HERE / "Image" / "vgg16_head_200_classes.npz"
+PHOTO_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # none that starts other programs
+PHOTO_ENDINGS = (
+    ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff"
+    " .heic .heif .avif .dng .cr2 .nef .arw"  # these last are only told apart
+)
+COLORMAPS = {
+    name[9:].lower(): number for name, number in vars(cv2).items() if name[:9] == "COLORMAP_"
+}
 PAGE, GAP, MARGIN = 1200, 10, 14  # pixels: width of a page, between tiles, around it all
+MAX_JPEG = 65535  # pixels a side
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods differentiate TensorFlow
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: tf differentiates
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+# --- telling people ---
+
+
 class UserError(Exception):
-    """Something expected to go wrong; its text is the one line that the person at the shell reads."""
+    """Something expected to go wrong; its text is the line that the person at the shell reads."""
 
 
-@functools.cache
-def tell(text):
-    """Say something on stderr, on one line of bearable length, once."""
+def warn(text):
+    """Say something on stderr, on one line of bearable length."""
     print(textwrap.shorten(text, 600, placeholder=" …"), file=sys.stderr)
-
-
-def run(step, *arguments):
-    """Call a step of a program; end it with one line and code 2 for what was expected to go wrong, 130 for Ctrl-C."""
-    logging.disable(logging.WARNING)  # what libraries have to say to programmers
-    warnings.simplefilter("ignore")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is the list of files written
-            return step(*arguments)
-    except (UserError, OSError) as error:  # OSError: a file or folder that cannot be read or written
-        tell(f"error: {error}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        tell("stopped")
-        sys.exit(130)
 
 
 @contextlib.contextmanager
 def quiet():
-    """Keep from the terminal what TensorFlow's C++ says on stderr while it is imported and started."""
+    """Keep off the terminal what TensorFlow's C++ says while it is imported and started."""
     with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(2), "w") as terminal:
         os.dup2(nowhere.fileno(), 2)
         try:
@@ -80,499 +82,2056 @@ def quiet():
             os.dup2(terminal.fileno(), 2)
 
 
+class LazyModule:
+    """A module imported at its first use: wrong words are told before TensorFlow is there."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def __getattr__(self, attribute):
+        with quiet():
+            module = importlib.import_module(self._name)
+        value = getattr(module, attribute)
+        setattr(self, attribute, value)
+        return value
+
+
+keras = LazyModule("keras")
+tf = LazyModule("tensorflow")
+
+
+def run(main):
+    """Exit code of a program: 2 and one line for what may be expected to go wrong, 130: Ctrl-C."""
+    logging.disable(logging.WARNING)  # what libraries have to say to programmers
+    warnings.simplefilter("ignore")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is the list of files written
+            return main()
+    except (UserError, OSError) as error:  # OSError: what cannot be read or written
+        warn(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        warn("stopped")
+        return 130
+
+
 def suggest(word, known):
     """A clause that names what is nearest to a mistyped word, or what there is."""
     found = [name for name in known if word.lower() in name.lower()][-3:]
     found = found or difflib.get_close_matches(word, known, 3, 0.5)
-    return f": did you mean {', '.join(found)}?" if found else f": one of {', '.join(known)}" * (0 < len(known) < 30)
+    if found:
+        return f": did you mean {', '.join(found)}?"
+    if 0 < len(known) < 30:
+        return f": one of {', '.join(known)}"
+    return ""
 
 
-def reader(*known, many=False):
-    """What reads an option: one word, or many with commas in between; of those known, `all` for every one, or any."""
+# --- the command line ---
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was asked for: indices, and so many of the strongest at a place among them."""
+
+    indices: tuple = ()
+    top: int = 0
+    place: int = 0
+
+    def first(self):
+        """The first of what was asked for."""
+        if self.indices and (self.place or not self.top):
+            return Selection(self.indices[:1])
+        return Selection(top=1)
+
+    def among(self, scores):
+        """The indices chosen, each once, in the order asked for. scores: (n,)."""
+        ranked = np.argsort(-np.asarray(scores), kind="stable")[: self.top].tolist()
+        chosen = [*self.indices[: self.place], *ranked, *self.indices[self.place :]]
+        return list(dict.fromkeys(chosen))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What --weights names: a word, or a file or folder; whether that is a whole saved network."""
+
+    word: str
+    path: Path | None = None
+    saved: bool = False
+
+    @property
+    def title(self):
+        return self.path.name if self.path else self.word
+
+
+def split_words(text):
+    """Words between commas, each once; one that holds a comma stands in quotes, as in CSV."""
+    words = next(csv.reader([text], skipinitialspace=True), [])
+    return list(dict.fromkeys(word.strip() for word in words if word.strip()))
+
+
+def some_of(*known):
+    """A reader of words between commas, of those known (`all`: every one), or any."""
+    names = {name.lower(): name for name in known}
+
     def read(text):
-        names = {name.lower(): name for name in known}
-        found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-        if known and many and "all" in found:
+        words = split_words(text)
+        if not words:
+            raise argparse.ArgumentTypeError(f"it takes names, not {text!r}")
+        if not known:
+            return words
+        if "all" in words:
             return list(known)
-        wrong = [word for word in found if known and word.lower() not in names]
-        if wrong or not found or len(found) > 1 and not many:
-            raise argparse.ArgumentTypeError(f"unknown {wrong[0]!r}{suggest(wrong[0], known)}" if wrong else
-                                             f"it takes {'names' if many else 'one name'}, not {text!r}")
-        found = [names.get(word.lower(), word) for word in found]
-        return found if many else found[0]
+        for word in words:
+            if word.lower() not in names:
+                raise argparse.ArgumentTypeError(f"unknown {word!r}{suggest(word, known)}")
+        return [names[word.lower()] for word in words]
+
     return read
 
 
-def kernel_numbers(text):
-    """Kernel numbers and ranges of them as a list; the N of `topN`."""
+def one_of(*known):
+    """A reader of one word of those known."""
+
+    def read(text):
+        words = some_of(*known)(text)
+        if len(words) > 1:
+            raise argparse.ArgumentTypeError(f"it takes one name, not {text!r}")
+        return words[0]
+
+    return read
+
+
+def number(least, most=2**32 - 1):
+    """A reader of a whole number within a range."""
+
+    def read(text):
+        if not re.fullmatch(r"-?\d{1,12}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def read_kernels(text):
+    """A Selection of kernels: numbers and ranges of them, or the N of `topN`."""
     if re.fullmatch(r"top[1-9]\d{0,3}", text):
-        return int(text[3:])
-    ends = [re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", word.strip()) for word in text.split(",")]
-    if not all(ends):
-        raise argparse.ArgumentTypeError(f"{text!r}: numbers from 0, ranges like 0-8, or top9 alone")
-    ends = [sorted((int(end[1]), int(end[2] or end[1]))) for end in ends]
-    return list(dict.fromkeys(number for first, last in ends for number in range(first, last + 1)))
+        return Selection(top=int(text[3:]))
+    numbers = []
+    for word in text.split(","):
+        ends = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", word.strip())
+        if not ends:
+            raise argparse.ArgumentTypeError(f"{text!r}: numbers from 0, ranges like 0-8, or top9")
+        first, last = sorted((int(ends[1]), int(ends[2] or ends[1])))
+        numbers += range(first, last + 1)
+    return Selection(tuple(dict.fromkeys(numbers)))
+
+
+def weights_of(*words):
+    """A reader of --weights: one of these words, or the path of a file or folder."""
+
+    def read(text):
+        if text in words:
+            return Weights(text)
+        if text == "tiny":
+            raise argparse.ArgumentTypeError(f"tiny is gone{suggest('bundled', words)}")
+        path = Path(text)
+        if not text or not (path.exists() or Path(f"{text}.index").exists()):
+            wanted = ", ".join(words)
+            raise argparse.ArgumentTypeError(f"no {text!r}: give {wanted}, a file or a folder")
+        refuse_foreign(path)
+        return Weights("", path, is_saved_network(path))
+
+    return read
 
 
 READERS = {
-    "MODELS": reader("vgg16", "vgg19", many=True), "LAYERS": reader(many=True), "CLASSES": reader(many=True),
-    "KERNELS": kernel_numbers, "METHOD": reader("gradcam", "gradcam++", "hirescam", "layercam"), "OUTPUT": Path,
-    "MODE": reader("max", "all"), "RULES": reader("deconvnet", "guided", "gradient", many=True), "LABELS": str,
-    "PATCH": int, "STRIDE": int, "COMPARED": int, "SEED": int, "WEIGHTS": str, "COLORMAP": reader(*COLORMAPS),
-    "PREPROCESS": reader("caffe", "tf", "torch", "unit", "none"), "FORMAT": reader("jpg", "png", "pdf")}
+    "MODELS": some_of("vgg16", "vgg19"),
+    "LAYERS": some_of(),
+    "CLASSES": some_of(),
+    "KERNELS": read_kernels,
+    "METHOD": one_of("gradcam", "gradcam++", "hirescam", "layercam"),
+    "MODE": one_of("max", "all"),
+    "RULES": some_of("deconvnet", "guided", "gradient"),
+    "PATCH": number(1, 100),
+    "STRIDE": number(1, 100),
+    "COMPARED": number(1, 32),
+    "LABELS": str,
+    "PREPROCESS": one_of("auto", "caffe", "tf", "torch", "unit", "none"),
+    "FIT": one_of("squeeze", "crop", "pad"),
+    "RESIZE": one_of("area", "bilinear", "nearest"),
+    "PLACE": one_of("field", "stretch"),
+    "IMPORT": str,
+    "THRESHOLD": number(1, 99),
+    "BOXES": str,
+    "PAGES": number(1, 999),
+    "SCALE": number(1, 8),
+    "SEED": number(0),
+    "OUTPUT": Path,
+    "FORMAT": one_of("jpg", "png", "pdf"),
+    "COLORMAP": one_of(*COLORMAPS),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong as a UserError; prints its help on the real stdout."""
+
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+    def print_help(self, file=None):
+        super().print_help(file or sys.__stdout__)
+
+
+def as_typed(constant):
+    """A constant as a person would type it: a list is a line of CSV."""
+    if isinstance(constant, str | int | Path):
+        return str(constant)
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(constant)
+    return line.getvalue()
+
+
+def make_parser(script):
+    """The parser of a script's options: its constants, with their comments and defaults."""
+    figures = script["FIGURES_DRAWN"]
+    said = [f"{name:12} {draw.__doc__.splitlines()[0]}" for name, draw in figures.items()]
+    parser = Parser(
+        description=script["__doc__"],
+        epilog="figures:\n" + "\n".join(said),
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
+    readers = {
+        **READERS,
+        "FIGURES": some_of(*figures),
+        "WEIGHTS": weights_of(*script["WEIGHTS_WORDS"]),
+    }
+    source = Path(script["__file__"]).read_text(encoding="utf-8")
+    comments = dict(re.findall(r"^([A-Z]+) = .*?  # (.*)$", source, re.MULTILINE))
+    parser.set_defaults(script=Path(script["__file__"]).stem)
+    parser.add_argument("images", nargs="*", help="photographs, folders of them, or patterns")
+    for name in [name for name in script if name in readers]:
+        default = as_typed(script[name])
+        text = f"{comments.get(name, '')} (default: {default or 'none'})".replace("%", "%%")
+        option, to = f"--{name.lower()}", name.lower().replace("import", "import_")
+        parser.add_argument(
+            option, dest=to, type=readers[name], default=default, metavar=name, help=text
+        )
+    switch = argparse.BooleanOptionalAction
+    arrays = "save the numbers behind each figure too, as .npz"
+    parser.add_argument("--arrays", action=switch, default=script["ARRAYS"], help=arrays)
+    skip = "leave out what was already drawn with the same settings"
+    parser.add_argument("--skip-existing", action="store_true", help=skip)
+    names = "print the names of layers, one a line, and stop"
+    parser.add_argument("--list-layers", action="store_true", help=names)
+    return parser
 
 
 def read_options(script):
-    """The constants of a script, its globals(), overridden by its command line, as a namespace. --help shows their
-    comments, and what the figures say of themselves. UserError for all that is wrong without asking TensorFlow."""
-    def fail(message):
-        raise UserError(f"{message} (see --help)")
+    """The constants of a script, its globals(), overridden by its command line, as a namespace.
 
-    source = Path(script["__file__"]).read_text(encoding="utf-8")
-    figures = dict(re.findall(r'^def draw_(\w+)\(.*\n    """(.*?)"*$', source, re.MULTILINE))
-    parser = argparse.ArgumentParser(description=script["__doc__"], allow_abbrev=False,
-                                     formatter_class=argparse.RawTextHelpFormatter,
-                                     epilog="\n".join(f"{name:12} {shows}" for name, shows in figures.items()))
-    parser.error, parser.print_help = fail, functools.partial(parser.print_help, sys.__stdout__)
-    parser.add_argument("images", nargs="*", help="photographs, folders of them, or patterns")
-    readers = READERS | {"FIGURES": reader(*figures, many=True)}
-    comments = dict(re.findall(r"^([A-Z]+) = .*?  # (.*)$", source, re.MULTILINE))
-    for name in [name for name in script if name in readers]:
-        value = ",".join(map(str, np.ravel(script[name])))  # of a list, a range, a single word or number
-        parser.add_argument(f"--{name.lower()}", type=readers[name], default=value, metavar=name,
-                            help=f"{comments.get(name, '')} (default: {value or 'none'})".replace("%", "%%"))
-    parser.add_argument("--arrays", action="store_true", default=script["ARRAYS"], help="save the numbers, as .npz")
-    parser.add_argument("--skip-existing", action="store_true", help="leave out what was drawn with the same settings")
-    parser.add_argument("--list-layers", action="store_true", help="print the names of layers, and stop")
-    options = parser.parse_intermixed_args()
-    keywords = {"imagenet": None, "random": None} | ({"tiny": script["TINY"]} if "TINY" in script else {})
-    options.script, options.path = Path(script["__file__"]).stem, keywords.get(options.weights, Path(options.weights))
-    if options.path and not (options.weights and options.path.exists() or Path(f"{options.path}.index").exists()):
-        raise UserError(f"no weights {options.weights!r}: give a file, a folder, or {' or '.join(keywords)}")
-    options.saved = bool(options.path) and is_saved_network(options.path)
-    if options.labels and not (options.saved and os.path.exists(options.labels)):
-        raise UserError(f"--labels {options.labels}: give a text file or a folder, and a saved network by --weights")
-    if not options.saved:
-        options.classes = [find_class(word, read_classes()) for word in options.classes]
-    find_photos(options, options.images or [HERE / image for image in np.ravel(script["IMAGES"])])
+    UserError for all that can be wrong without asking TensorFlow."""
+    words = sys.argv[1:]
+    behind = []  # what stands behind --, whatever it looks like, is a photograph
+    if "--" in words:
+        behind = words[words.index("--") + 1 :]
+        words = words[: words.index("--")]
+    parser = make_parser(script)
+    parser.set_defaults(behind=behind)
+    options = parser.parse_intermixed_args(words)
+    if options.labels and not options.weights.saved:
+        raise UserError("--labels names the classes of a saved network: give that by --weights")
+    if options.labels and not os.path.exists(options.labels):
+        raise UserError(f"--labels {options.labels}: there is no such file or folder")
+    if not options.weights.saved:
+        read_classes().select(options.classes)
     with contextlib.suppress(OSError):
         options.output.mkdir(parents=True, exist_ok=True)
     if not (options.output.is_dir() and os.access(options.output, os.W_OK)):
-        raise UserError(f"cannot write into the folder {options.output}: choose another with --output")
+        raise UserError(
+            f"cannot write into the folder {options.output}: choose another by --output"
+        )
     return options
 
 
-def find_photos(options, given):
-    """Find the photographs among files, patterns and folders (walked, in order, without our own results).
-    options.images: their paths; .stems: what results of each are called, no two the same; .group: of several."""
-    found, taken, options.stems, options.skipped = [], set(), {}, set()
-    for word in map(str, given):
-        if re.match(r"[a-zA-Z]+://|$", word):
-            raise UserError(f"{word or 'an empty word'} is no file: give one; what an address names, fetch first")
-        for path in map(Path, [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True)) or [word]):
-            found += [path] if not path.is_dir() else [
-                inside for inside in sorted(path.rglob("*")) if inside.suffix.lower() in PHOTO_ENDINGS
-                and "/." not in f"/{inside.relative_to(path).as_posix()}" and inside.is_file()
-                and not (RESULT.search(inside.name) and b'"photographs": [' in inside.read_bytes())]
+# --- photographs ---
+
+FIGURE_NAMES = (
+    "layers|classes|negative|one_class|kernels|guided|overlay_[^_]+|trust|boxes|failures_[^_]+"
+    "|projections|blocks|comparison|top9|occlusion"
+)
+RESULT_NAME = re.compile(rf"_({FIGURE_NAMES})\.(jpg|png)$")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph: its path, what its results are called, its pixels, uint8 (H, W, 3), RGB."""
+
+    path: Path
+    stem: str
+    pixels: np.ndarray
+
+
+@dataclass
+class Album:
+    """The photographs of a run: their paths, what the results of each and of all are called."""
+
+    paths: list
+    stems: dict
+    name: str
+    unreadable: set = field(default_factory=set)
+
+    def read(self, path):
+        """The Photo, or None for one that cannot be read, which is said once."""
+        try:
+            return Photo(path, self.stems[path], read_photo(path))
+        except UserError as error:
+            if path not in self.unreadable:
+                warn(f"skipped: {error}")
+            self.unreadable.add(path)
+            return None
+
+    def readable(self):
+        """Every Photo that can be read, in order."""
+        return filter(None, map(self.read, self.paths))
+
+    def exit_code(self):
+        """0; 1 where some photographs could not be read, 2 where none could."""
+        if len(self.unreadable) == len(self.paths):
+            return 2
+        return 1 if self.unreadable else 0
+
+
+def open_album(options, images):
+    """The photographs asked for. images: the script's constant, relative to the script."""
+    given = [*options.images, *options.behind] or [str(HERE / image) for image in as_list(images)]
+    paths = find_photos(given)
+    stems = name_results(paths)
+    if len(given) == 1 and os.path.isdir(given[0]):
+        name = Path(given[0]).resolve().name.lower()
+    elif len(paths) == 1:
+        name = stems[paths[0]]
+    else:
+        name = f"{stems[paths[0]]}_and_{len(paths) - 1}_more"
+    if len(paths) == 1:
+        read_photo(paths[0])  # a broken one is told at once
+    return Album(paths, stems, name)
+
+
+def as_list(constant):
+    """A constant that may be one word, as a list."""
+    return [constant] if isinstance(constant, str | Path) else list(constant)
+
+
+def find_photos(given):
+    """The paths of photographs among files, patterns and folders, in order, each once."""
+    found = []
+    for word in given:
+        if not word or re.match(r"[a-zA-Z]+://", word):
+            what = word or "an empty word"
+            raise UserError(f"{what} is no file: give one; what an address names, fetch first")
+        paths = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
+        for path in map(Path, paths or [word]):
+            found += walk(path) if path.is_dir() else [path]
     if not found:
-        raise UserError(f"no photographs in {', '.join(map(str, given))} (endings: {' '.join(PHOTO_ENDINGS)})")
-    options.images = list(dict.fromkeys(found))
-    for path in options.images:
-        stem = path.stem.lower()
+        raise UserError(f"no photographs in {', '.join(given)} (endings: {PHOTO_ENDINGS})")
+    return list(dict.fromkeys(found))
+
+
+def walk(folder):
+    """The photographs below a folder, sorted; without hidden ones and without our own results."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        known = path.suffix and path.suffix.lower() in PHOTO_ENDINGS.split()
+        if known and not hidden and path.is_file() and not is_result(path):
+            yield path
+
+
+def name_results(paths):
+    """{path: what its results are called}: stems in lower case, no two the same."""
+    stems, taken = {}, set()
+    for path in paths:
+        stem = shorten(path.stem.lower())
         if stem in taken:
-            stem = f"{path.resolve().parent.name}_{path.name.replace('.', '_')}".lower()
+            parent = path.resolve().parent.name
+            stem = shorten(f"{parent}_{path.name.replace('.', '_')}".lower())
         while stem in taken:
             stem += "_"
-        options.stems[path] = stem
+        stems[path] = stem
         taken.add(stem)
-    options.group = options.stems[found[0]] + f"_and_{len(options.images) - 1}_more" * (len(options.images) > 1)
-    if len(given) == 1 and os.path.isdir(given[0]):
-        options.group = Path(given[0]).resolve().name.lower()
-    if len(options.images) == 1:
-        read_photo(found[0])  # a broken one is told at once
+    return stems
+
+
+def shorten(stem):
+    """A stem that leaves room for more in a file name of 255 bytes; cut ones are told apart."""
+    encoded = os.fsencode(stem)
+    if len(encoded) <= 150:
+        return stem
+    digest = hashlib.sha1(encoded).hexdigest()[:8]
+    return f"{encoded[:140].decode(errors='ignore')}_{digest}"
 
 
 def read_photo(path):
-    """The pixels of a photograph, uint8 (H, W, 3), RGB, upright, transparency laid over white, scaled to 8 bits.
-    UserError for anything that cannot be read. Pillow reads: unlike OpenCV it refuses a file that ends early."""
+    """The pixels of a photograph, uint8 (H, W, 3), RGB, upright, transparency laid over white.
+
+    UserError for what cannot be read. Pillow refuses a file that ends early, OpenCV does not."""
+    formats = ", ".join(PHOTO_FORMATS)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # more than 89 million pixels
-            with Image.open(path, formats=PHOTO_FORMATS) as image:
-                image = ImageOps.exif_transpose(image)
-                if image.mode[0] in "IF":  # 16 bits, or numbers from 0 to 1
-                    pixels = np.asarray(image, np.float32) * (255 if image.mode == "F" else 1 / 257)
-                    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-                if image.has_transparency_data:
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                return np.asarray(image.convert("RGB"))
+        refuse_lfs_pointer(path)
+        with Image.open(path, formats=PHOTO_FORMATS) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise UserError(
+                    f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: shrink it"
+                )
+            return upright_rgb(image)
+    except UserError:
+        raise
     except Exception as error:  # a decoder fails in many ways on a broken file
-        raise UserError(f"cannot read the photograph {path} ({', '.join(PHOTO_FORMATS)}): {error}") from error
+        raise UserError(f"cannot read the photograph {path} ({formats}): {error}") from error
+
+
+def upright_rgb(image):
+    """The pixels of an open Pillow image, uint8 (H, W, 3)."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # 16 bits, or real numbers
+        image = Image.fromarray(to_8_bits(np.asarray(image, np.float32), image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def to_8_bits(values, image):
+    """Numbers of a TIFF, 0 to 1 or 0 to 65535, as uint8; others are scaled by what they hold."""
+    values = np.nan_to_num(values)
+    least, most = float(values.min()), float(values.max())
+    if image.mode == "F" and least >= 0 and most <= 1:
+        return np.uint8(values * 255)
+    if image.mode != "F" and 4096 <= most <= 65535:
+        return np.uint8(values / 257)
+    if most > 255 or least < 0 or image.mode != "F":
+        warn(f"{getattr(image, 'filename', 'a photograph')}: values {least:g} to {most:g}, scaled")
+        values = (values - min(least, 0)) * (255 / max(most - min(least, 0), 1e-12))
+    return np.uint8(values.clip(0, 255))
 
 
 def resize(image, width, height):
     """cv2.resize: area averages where it shrinks, cubic where it grows."""
     shrinks = width < image.shape[1] or height < image.shape[0]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
-def network_input(pixels, size=(224, 224), preprocess="caffe", channels=3):
-    """What a network is fed: float32 (1, H, W, channels). The whole photograph is squeezed to size, nothing is cropped.
-    preprocess: caffe (BGR less the ImageNet mean), tf (-1 to 1), torch (ImageNet mean and deviation), as Keras calls
-    them; unit (0 to 1), none (0 to 255). channels: 3, or 1 for a grey photograph."""
-    import keras
-    pixels = resize(pixels, size[1], size[0])
+FITS = ("squeeze", "crop", "pad")
+INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST_EXACT}
+PREPROCESS = ("caffe", "tf", "torch", "unit", "none")
+
+
+def fit_to(pixels, size, fit="squeeze", interpolation="area"):
+    """A photograph as the network's rectangle, float32 (H, W, 3), 0 to 255.
+
+    fit: squeeze, the whole; crop, its largest centred part of the rectangle's proportions; pad, the
+    whole between grey borders. interpolation: area; bilinear and nearest as Keras's loaders do."""
+    start, length = fitted(pixels.shape[:2], size, fit)
+    (top, left), (bottom, right) = -start, start + length - pixels.shape[:2]
+    if fit == "pad":
+        borders = [(top, bottom), (left, right), (0, 0)]
+        pixels = np.pad(pixels, borders, constant_values=128)
+    if fit == "crop":
+        pixels = pixels[start[0] : start[0] + length[0], start[1] : start[1] + length[1]]
+    height, width = size
+    if interpolation == "area":
+        return np.float32(resize(pixels, width, height))
+    how = INTERPOLATIONS[interpolation]
+    return cv2.resize(np.float32(pixels), (width, height), interpolation=how)
+
+
+def network_input(
+    pixels, size=(224, 224), preprocess="caffe", channels=3, fit="squeeze", interpolation="area"
+):
+    """What a network is fed: float32 (1, H, W, channels). pixels: uint8 (h, w, 3), RGB.
+
+    size: (H, W). preprocess: caffe (BGR less the ImageNet mean), tf (-1 to 1), torch (ImageNet mean
+    and deviation), as Keras calls them; unit (0 to 1), none (0 to 255). channels: 3, or 1 for
+    grey. fit, interpolation: see `fit_to`. ValueError for anything else."""
+    if preprocess not in PREPROCESS or fit not in FITS:
+        raise ValueError(f"{preprocess}, {fit}: one of {PREPROCESS}, one of {FITS}")
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"pixels of shape (h, w, 3) are wanted, not {pixels.shape}")
     if channels == 1:
-        pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    x = pixels[None].astype(np.float32) / (255 if preprocess == "unit" else 1)
+        pixels = np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    x = fit_to(pixels, size, fit, interpolation)[None]
+    if preprocess == "unit":
+        x = x / 255
     if preprocess in ("caffe", "tf", "torch"):
-        x = keras.applications.imagenet_utils.preprocess_input(x, data_format="channels_last", mode=preprocess)
+        x = keras.applications.imagenet_utils.preprocess_input(x, "channels_last", preprocess)
     return x if channels == 3 else x.mean(axis=-1, keepdims=True)
 
 
-def readable(options, paths):
-    """(path, pixels) of the photographs that can be read; the others are named once, and kept in options.skipped."""
-    for path in paths:
-        try:
-            yield path, read_photo(path)
-        except UserError as error:
-            tell(f"skipped: {error}")
-            options.skipped.add(path)
+# --- classes ---
 
 
-def photographs(options, targets):
-    """Each photograph of which targets (figure, network name) are left to be drawn: (path, pixels, targets left)."""
-    drawn = there = 0
-    for path in options.images if targets else ():
-        left = [target for target in targets if not is_drawn(options, *target, options.stems[path], [path])]
-        there += not left
-        for _, pixels in readable(options, [path] if left else []):
-            yield path, pixels, left
-            drawn += 1
-    if there or targets and len(options.images) > 1:
-        tell(f"photographs: {drawn} drawn, {there} there already, {len(options.skipped)} unreadable")
+@dataclass(frozen=True)
+class ClassNames:
+    """The classes of a network: WordNet ids, empty where there are none, and names."""
+
+    synsets: list
+    names: list
+
+    def __len__(self):
+        return len(self.names)
+
+    def title(self, index):
+        """A class in titles; what is in brackets stays on one line."""
+        if self.names[index] == f"class {index}":
+            return self.names[index]
+        known = [str(index), self.synsets[index]]
+        known = ",\N{NO-BREAK SPACE}".join(filter(None, known))
+        return f"{self.names[index]} ({known})"
+
+    def answers(self, index):
+        """The words by which a class can be asked for, lower case."""
+        name = plain(self.names[index])
+        numbered = re.fullmatch(rf"{index} (.+)", name)  # «0 rock», as Teachable Machine writes it
+        return {plain(self.synsets[index]), name, numbered[1] if numbered else name}
+
+    def index(self, word):
+        """The class called by an index, a WordNet id or a name. UserError where there is none."""
+        key = plain(word)
+        if key.isdecimal() and int(key) < len(self):
+            return int(key)  # whatever classes are called
+        found = [index for index in range(len(self)) if key in self.answers(index)]
+        if len(found) > 1:
+            numbers = " or ".join(map(str, found))
+            raise UserError(f"{len(found)} classes are called {word!r}: give an index, {numbers}")
+        if not found:
+            known = [name.lower() for name in self.names]
+            if re.fullmatch(r"(top|-)?\d+", key):
+                known = [f"0 … {len(self) - 1}", "top1 … top99"]
+            raise UserError(f"unknown class {word!r}{suggest(key, known)}")
+        return found[0]
+
+    def select(self, words):
+        """A Selection of classes from words: indices, WordNet ids, names, `top4`."""
+        indices, top, place = [], 0, 0
+        for word in words:
+            counted = re.fullmatch(r"top([1-9]\d?)", word.strip().lower())
+            if not counted:
+                indices.append(self.index(word))
+            elif int(counted[1]) > top:
+                top, place = int(counted[1]), len(indices)
+        return Selection(tuple(dict.fromkeys(indices)), min(top, len(self)), place)
 
 
-def read_classes(path="", count=1000):
-    """(WordNet id, name) of each class: lines of a file, sorted sub-folders of a folder, ImageNet's, or numbers."""
-    if not path and count != 1000:
-        return [("", f"class {index}") for index in range(count)]
-    if not path:
-        lines = (HERE / "Image" / "imagenet_classes.csv").read_text(encoding="utf-8").splitlines()[1:]
-        return [(synset, name.replace("_", " ")) for _, synset, name in (line.split(",") for line in lines)]
-    names = sorted(folder.name for folder in Path(path).glob("[!.]*/")) if os.path.isdir(path) else \
-        Path(path).read_text(encoding="utf-8-sig", errors="replace").strip().splitlines()
+def plain(name):
+    """A name as it is compared: lower case, spaces for underscores."""
+    return name.strip().lower().replace("_", " ")
+
+
+def read_classes(labels="", count=1000):
+    """The ClassNames of ImageNet; of a file, a line a class; of a folder, a sub-folder a class.
+
+    Without labels, of another count than 1000: `class 0` and so on. UserError: another number."""
+    if not labels and count != 1000:
+        return ClassNames([""] * count, [f"class {index}" for index in range(count)])
+    if not labels:
+        with open(HERE / "Image" / "imagenet_classes.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [row["name"].replace("_", " ") for row in rows]
+        return ClassNames([row["wordnet_id"] for row in rows], names)
+    if os.path.isdir(labels):
+        names = sorted(folder.name for folder in Path(labels).glob("[!.]*/") if folder.is_dir())
+    else:
+        names = Path(labels).read_text("utf-8-sig", "replace").strip().splitlines()
     if len(names) != count:
-        raise UserError(f"{path} names {len(names)} classes, the network has {count}")
-    return [("", name.strip()) for name in names]
+        raise UserError(f"{labels} names {len(names)} classes, the network has {count}")
+    return ClassNames([""] * count, [name.strip() for name in names])
 
 
-def find_class(word, classes):
-    """The index of a class given as an index, a WordNet id or a name; `top4` stays as it is."""
-    key = word.lower().replace("_", " ")
-    if re.fullmatch(r"top[1-9]\d?", key):
-        return key
-    found = [index for index, names in enumerate(classes) if key in [name.lower().replace("_", " ") for name in names]]
-    if key.isdecimal() and int(key) < len(classes):
-        found = [int(key)]  # whatever classes are called
-    if len(found) > 1:
-        raise UserError(f"{len(found)} classes are called {word!r}: give an index, {' or '.join(map(str, found))}")
-    if not found:
-        names = [f"0 … {len(classes) - 1}", "top1 … top99"] if re.fullmatch(r"(top|-)?\d+", key) else \
-            [name.lower() for _, name in classes]
-        raise UserError(f"unknown class {word!r}{suggest(key, names)}")
-    return found[0]
+# --- networks ---
 
 
-def explain(error):
-    """What a library said of a file, on one line, in plain words where they are known."""
-    text = " ".join(str(error).split())
-    found = [match.expand(words) for pattern, words in MESSAGES.items() for match in re.finditer(pattern, text)]
-    return (found or [text])[0][:250]
-
-
-def is_saved_network(path):
-    """Whether a file is a whole Keras network, .keras or .h5, and not weights alone."""
-    with contextlib.suppress(OSError), h5py.File(path, "r") as file:
-        return "model_config" in file.attrs
-    return path.suffix == ".keras"
-
-
-def open_weights(options, label, build, files, shown, layer=None, size=(224, 224), load=None):
-    """The network that the options ask for, or UserError. build(weights): the script's own, untrained (None) or with
-    `imagenet`; load(model, path), if not by Keras; files: published names; shown: wildcards of `--layers all`, layer:
-    what figures of one layer draw then. Returns a namespace: label, in titles, and name, in files; model, flat, with
-    logits; layers, layer; titles of classes; functions prepare(pixels), predict(x), probabilities(logits)."""
-    import keras
-    with quiet():
-        keras.utils.set_random_seed(options.seed % 2**32)  # the first operation: it starts the devices
-    path, sigmoid = options.path, False
-    if path and path.is_dir():
-        path = next((path / name for name in files if (path / name).exists()), path / files[0])
-    if options.saved:
-        model, sigmoid = load_network(options, size)
-        label, shown, layer = path.stem, None, None
-    elif path or options.weights == "random" or options.list_layers or [*options.layers, options.kernels] != ["all", 9]:
-        model = build(None)
-        choose_layers(options, model, shown, layer)  # names that may be wrong are told before weights are fetched
+@contextlib.contextmanager
+def plain_keras():
+    """Channels last and float32, whatever keras.json or a notebook's policy say; restored after."""
+    backend, policies = keras.config, keras.mixed_precision
+    order, kind, policy = backend.image_data_format(), backend.floatx(), policies.dtype_policy()
+    backend.set_image_data_format("channels_last")
+    backend.set_floatx("float32")
+    policies.set_dtype_policy("float32")
     try:
-        if options.weights == "imagenet":
-            model = build("imagenet")
-        elif path and not options.saved:
-            (load or keras.Model.load_weights)(model, path)
-    except Exception as error:  # no connection, a wrong hash, a broken file: Keras and HDF5 fail in many ways
-        hint = f"give {label}'s weights, or a whole network as model.save('mine.keras') writes it" if path else \
-            f"put {files[0]} into {os.environ.get('KERAS_HOME', '~/.keras')}/models, or give --weights random or a file"
-        raise UserError(f"cannot load {path or 'published weights'} into {label}: {explain(error)} ({hint})") from error
-    layers, layer = choose_layers(options, model, shown, layer)
-    classes = read_classes(options.labels, model.output.shape[-1]) if len(model.output.shape) == 2 else []
-    options.classes = [find_class(str(word), classes) for word in options.classes] if classes else []
-    (_, *size, channels), preprocess = model.inputs[0].shape, options.preprocess
-    return argparse.Namespace(
-        label=label, name=label.lower(), model=model, layers=layers, layer=layer,
-        prepare=functools.partial(network_input, size=size, preprocess=preprocess, channels=channels),
-        titles=[name if name == f"class {index}" else f"{name} ({', '.join(filter(None, (str(index), synset)))})"
-                for index, (synset, name) in enumerate(classes)],
-        predict=functools.partial(model, training=False),
-        probabilities=keras.ops.sigmoid if sigmoid else keras.ops.softmax)
+        yield
+    finally:
+        backend.set_image_data_format(order)
+        backend.set_floatx(kind)
+        policies.set_dtype_policy(policy)
 
 
-def load_network(options, size):
-    """A saved network as `open_network` makes it, and whether each of its classes had a sigmoid of its own."""
-    import keras
-    try:
-        model = keras.saving.load_model(options.path, compile=False)  # in its safe mode: no code of the file is run
-        opened = open_network(model, size)
-    except Exception as error:
-        raise UserError(f"cannot open the network {options.path}: {explain(error)}") from error
-    own = [op.name for op in itertools.takewhile(lambda op: "Conv" not in type(op).__name__, opened.operations[1:])
-           if not isinstance(op, keras.layers.Layer) or type(op).__name__ in ("Rescaling", "Normalization")]
-    if own and options.preprocess != "none":
-        tell(f"{options.path} begins with preprocessing of its own, {own[0]}, after --preprocess "
-             f"{options.preprocess}: if that is once too often, give --preprocess none")
-    return opened, model.outputs[0].shape[-1] > 1 and ending(model)[1] == "sigmoid"
+def rebuild(model, call, inputs=None):
+    """A functional network anew: call(operation, args, kwargs) stands for each of its operations.
 
+    Networks inside it are laid open. Operations of the model itself are never called on tensors of
+    Keras, so that nothing is left on them. inputs: Keras's, where not those of the model."""
+    outputs = []  # what was called last comes last: a network's operations end with its output
 
-def open_network(model, size=None):
-    """A flat functional copy of a Keras classifier with logits for output, which the methods of the scripts take.
-    model: functional or Sequential, one image in, one vector of class scores out. Of two layers of one name in networks
-    inside it the second is called `outer/inner`. A softmax or sigmoid at the end is taken off; one unit with logit z
-    becomes two classes, -z/2 and z/2. size: (H, W), where the input is open. Raises ValueError for anything else."""
-    import keras
-    shapes = [tensor.shape for tensor in (*getattr(model, "inputs", ()), *getattr(model, "outputs", ()))]
-    if [*map(len, shapes)] != [4, 2] or shapes[0][-1] not in (1, 3):
-        raise ValueError(f"no functional or Sequential network of one image and one vector of class scores: {shapes}")
-    image, copies = keras.Input([side or given for side, given in zip(shapes[0][1:], (*(size or (0, 0)), 0))]), {}
-    scores = flatten_into(model, image, copies, ending(model)[0])
-    for layer, twin in copies.values():
-        if hasattr(layer, "weights"):
-            twin.set_weights(layer.get_weights())
-        if isinstance(twin, keras.layers.Normalization):
-            twin.finalize_state()  # it works with a copy of its weights
-    if scores.shape[-1] == 1:
-        scores = keras.layers.Dense(2, use_bias=False, name=f"two{SLASH}classes", trainable=False,
-                                    kernel_initializer=keras.initializers.Constant([[-0.5, 0.5]]))(scores)
-    return keras.Model(image, scores, name=model.name)
-
-
-def flatten_into(network, tensor, copies, end):
-    """Call copies of a network's operations, and of those of networks inside it, on a tensor: what the last one gives.
-    copies: {name: (operation, its copy)}, to be filled. end: the operation whose softmax or sigmoid is left out."""
-    import keras
-
-    def call(layer, *args, **kwargs):
-        nonlocal tensor
-        if isinstance(layer, keras.Model):
-            inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
-            tensor = flatten_into(layer, inputs[0], copies, end)
-        elif layer is end and not hasattr(layer, "activation"):
-            tensor = keras.tree.flatten((args, kwargs))[0]
-        else:
-            config = layer.get_config() | ({"dtype": "float32"} if isinstance(layer, keras.Layer) else {})
-            twin = type(layer).from_config(config | ({"activation": "linear"} if "activation" in config else {}))
-            if "activation" in config and layer is not end:
-                twin.activation = layer.activation  # also one that Keras could not look up by its name
-            twin.name = re.sub(r"[^A-Za-z0-9_.-]", "_", layer.name)  # what a trace allows
-            while twin.name in copies:
-                twin.name = f"{network.name}{SLASH}{twin.name}"
-            copies[twin.name] = layer, twin
-            tensor = twin(*args, **kwargs)
-        return tensor
-
-    flat = keras.Model(network.inputs, network.outputs)  # also of a Sequential
-    keras.models.clone_model(flat, [tensor], clone_function=lambda layer: layer, call_function=call)
-    return tensor
-
-
-def ending(model):
-    """The operation with the softmax or sigmoid at a network's end, and which of them it is; (None, "") without."""
-    import keras
-    for operation in reversed(model.layers if isinstance(model, keras.Sequential) else model.operations):
+    def call_operation(operation, *args, **kwargs):
         if isinstance(operation, keras.Model):
-            return ending(operation)
-        function = getattr(operation, "activation", operation)
-        name = getattr(function, "__name__", type(function).__name__).lower()
-        if found := re.search("softmax|sigmoid", name):
-            return operation, found[0]
-        if name not in ("linear", "identity", "reshape", "flatten", "dropout") or getattr(operation, "weights", ()):
-            break
-    return None, ""
+            tensors = keras.tree.flatten((args, kwargs))
+            clone(operation, [each for each in tensors if isinstance(each, keras.KerasTensor)][:1])
+        else:
+            outputs.append(call(operation, args, kwargs))
+        return outputs[-1]
+
+    def clone(network, tensors):
+        flat = keras.Model(network.inputs, network.outputs)  # also of a Sequential
+        return keras.models.clone_model(flat, tensors, lambda layer: layer, call_operation)
+
+    return clone(model, inputs)
+
+
+def mirror(model, follow=None):
+    """A flat network whose operations call those of a model and leave no trace in it.
+
+    Weights are shared. Every operation is called once (one that the model calls twice is there
+    twice) and holds that of the model as `.operation`. follow(operation, output) may put something
+    behind an operation."""
+
+    class Mirrored(keras.Operation):
+        def __init__(self, operation, name):
+            super().__init__(name=name)
+            self.operation = operation
+
+        def call(self, *args, **kwargs):
+            return self.operation(*args, **kwargs)
+
+        def compute_output_spec(self, *args, **kwargs):
+            return self.operation.compute_output_spec(*args, **kwargs)
+
+    taken = set()
+
+    def call(operation, args, kwargs):
+        name = operation.name
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        output = Mirrored(operation, name)(*args, **kwargs)
+        return follow(operation, output) if follow else output
+
+    return rebuild(model, call)
+
+
+SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
+
+
+def open_network(model, size=None, pair=True):
+    """A flat functional copy of a Keras network with logits for output, which the methods take.
+
+    model: functional or Sequential, one image in, one vector of class scores out, with networks
+    inside, in any precision. Of two layers of one name the second is `outer/inner`. A softmax or
+    sigmoid at the end is taken off; where it cannot be, outputs are log p of the model's own
+    outputs. One unit with a sigmoid, and with logit z, becomes two classes, -z/2 and z/2; pair: one
+    linear unit does, too. size: (H, W), where the input is open. ValueError: no such network."""
+    return open_with_end(model, size, pair)[0]
+
+
+def open_with_end(model, size=None, pair=True):
+    """`open_network`, and how probabilities come of its logits: softmax, sigmoid, log or number."""
+    check_signature(model)
+    _, *sides, channels = model.inputs[0].shape
+    sides = [side or given for side, given in zip(sides, size or (None, None), strict=True)]
+    if None in sides:
+        raise ValueError("the network takes pictures of any size: give size=(height, width)")
+    end = find_end(mirror(model))
+    copies = {}
+
+    def call(operation, args, kwargs):
+        if operation is end.operation and not hasattr(operation, "activation"):
+            return keras.tree.flatten((args, kwargs))[0]
+        twin = copy_operation(operation, linear=operation is end.operation)
+        twin.name = re.sub(r"[^A-Za-z0-9_.-]", "_", operation.name)  # what a trace allows
+        while twin.name in copies:
+            twin.name = f"{model.name}{SLASH}{twin.name}"
+        copies[twin.name] = (operation, twin)
+        return twin(*args, **kwargs)
+
+    with plain_keras():
+        opened = rebuild(model, call, [keras.Input([*sides, channels])])
+        for operation, twin in copies.values():
+            copy_weights(operation, twin)
+        scores, kind = as_scores(opened.outputs[0], end.kind, pair)
+        return keras.Model(opened.inputs[0], scores, name=model.name), kind
+
+
+def copy_weights(operation, twin):
+    """Give the copy of a layer the layer's weights."""
+    if hasattr(operation, "weights"):
+        twin.set_weights(operation.get_weights())
+    if isinstance(twin, keras.layers.Normalization):
+        twin.finalize_state()  # it works with a copy of its weights
+
+
+def as_scores(output, kind, pair):
+    """Scores of two classes or more, and how they become probabilities; of a number itself."""
+    single = output.shape[-1] == 1
+    if kind == "log":
+        p = keras.ops.concatenate([1 - output, output], axis=-1) if single else output
+        return keras.ops.log(keras.ops.maximum(p, 1e-37)), "log"
+    if not single:
+        return output, "sigmoid" if kind == "sigmoid" else "softmax"
+    if kind == "linear" and not pair:
+        return output, "number"
+    halves = keras.initializers.Constant([[-0.5, 0.5]])
+    name = f"two{SLASH}classes"
+    two = keras.layers.Dense(2, use_bias=False, kernel_initializer=halves, name=name)
+    return two(output), "softmax"
+
+
+class End(NamedTuple):
+    """How a network ends: linear, softmax, sigmoid or log; the operation to be taken off."""
+
+    kind: str
+    operation: object = None
+
+
+PASSING = re.compile(  # what may stand behind a softmax without making anything else of it
+    "linear|identity|reshape|flatten|dropout|average|mean|add|concat|cast|clip|divi|minimum|maximum"
+)
+
+
+def find_end(flat):
+    """The End of a network laid open by `mirror`: is there a softmax or sigmoid, can it go?"""
+    source = {id(each.output): each for each in flat.operations}
+    last = source[id(flat.outputs[0])]
+    if function_name(last.operation) == "log":
+        return End("linear")  # as open_network ends where it could not take a softmax off
+    while function_name(last.operation) in ("linear", "identity", "reshape", "flatten", "dropout"):
+        if getattr(last.operation, "weights", ()):
+            return End("linear")
+        last = source[id(keras.tree.flatten(last.input)[0])]
+    kind = squashing(last.operation)
+    has_weights = bool(getattr(last.operation, "weights", ()))
+    if kind and (has_weights or not squashed(last, source)):
+        return End(kind, last.operation)
+    if kind or (not has_weights and squashed(last, source)):
+        return End("log")
+    return End("linear")
+
+
+def squashed(operation, source):
+    """Whether an operation takes probabilities: a softmax or sigmoid, with no weights since."""
+    for tensor in keras.tree.flatten(operation.input):
+        below = source.get(id(tensor))
+        if below is None or not hasattr(below, "operation"):
+            continue
+        if squashing(below.operation):
+            return True
+        weightless = not getattr(below.operation, "weights", ())
+        passing = weightless and PASSING.search(function_name(below.operation))
+        if passing and squashed(below, source):
+            return True
+    return False
+
+
+def function_name(operation):
+    """The lower-case name of what an operation does last: of its activation, or of itself."""
+    function = getattr(operation, "activation", None) or operation
+    return getattr(function, "__name__", type(function).__name__).lower()
+
+
+def squashing(operation):
+    """softmax, sigmoid, or an empty word for an operation that ends in neither."""
+    found = re.fullmatch("(softmax|sigmoid)(layer)?", function_name(operation))
+    return found[1] if found else ""
 
 
 def relu_ceiling(operation):
-    """Where a ReLU, alone or as a layer's activation, stops growing: infinity, or 6 of ReLU6; None: it is no ReLU."""
+    """Where a ReLU, alone or as activation, stops growing: infinity, 6 of ReLU6; None: no ReLU."""
+    operation = getattr(operation, "operation", operation)  # of a mirror
     function = getattr(operation, "activation", operation)
-    name = getattr(function, "__name__", type(function).__name__).lower()
-    if name not in ("relu", "relu6") or getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0):
+    sloped = getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0)
+    name = function_name(operation)
+    if name == "relu6":
+        return 6.0
+    if name != "relu" or sloped:
         return None
-    return 6.0 if name == "relu6" else getattr(function, "max_value", None) or np.inf
+    return getattr(function, "max_value", None) or np.inf
 
 
 def named_layers(model, units=False):
-    """{name: operation}, from the first convolution on, of those that give a map, (h, w, K); with units dense ones."""
-    operations = itertools.dropwhile(lambda each: not re.search("Conv|Dense", type(each).__name__), model.operations)
-    shapes = {each: getattr(each.output, "shape", ()) for each in operations}  # none of several outputs
-    return {each.name.replace(SLASH, "/"): each for each, shape in shapes.items() if len(shape) == 4 and
-            shape[1:3] != (1, 1) or units and len(shape) == 2 and hasattr(each, "kernel")}
+    """{name: operation} of those that give a map, (h, w, K), from the first convolution on.
+
+    units: dense layers behind them, too."""
+    found = {}
+    started = False
+    for operation in model.operations:
+        started = started or bool(re.search("Conv|Dense", type(operation).__name__))
+        shape = getattr(operation.output, "shape", ())  # none of several outputs
+        is_map = len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
+        is_dense = len(shape) == 2 and hasattr(operation, "kernel")
+        if started and (is_map or (units and is_dense)):
+            found[operation.name.replace(SLASH, "/")] = operation
+    return found
 
 
-def get_layer(model, name):
-    """A layer or other operation by the name that people give it. ValueError where there is none."""
-    for operation in getattr(model, "operations", model.layers):  # a Sequential has none
+def get_operation(model, name):
+    """An operation by the name that people give it. ValueError, with near names, for others."""
+    for operation in model.operations:
         if operation.name == name.replace("/", SLASH):
             return operation
-    raise ValueError(f"{model.name} has no layer {name!r}")
+    known = [operation.name for operation in model.operations]
+    raise ValueError(f"{model.name} has no layer {name!r}{suggest(name, known)}")
 
 
-def choose_layers(options, model, shown, layer):
-    """Which layers are drawn, and which one by figures of one layer: (names, name). UserError for unknown ones. Where
-    shown is None, `all` is the last layer of every resolution that is no pooling, dropout, padding or preprocessing."""
-    known, every = named_layers(model, units="mode" in options), options.layers == ["all"]  # DeconvNet has a mode
-    if options.list_layers:
-        print(*known, sep="\n", file=sys.__stdout__)
-        sys.exit(0)
-    last, chosen = {layer.output.shape[1:3]: name for name, layer in named_layers(model).items()
-                    if not re.search("Pool|Dropout|Padding|Cropping", type(layer).__name__)}, []
-    for word in (shown or [*last.values()] or ["with a feature map"]) if every else options.layers:
-        chosen += [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())] or [None]
-        if chosen[-1] is None:
-            raise UserError(f"{model.name} has no layer {word}{suggest(word, known) or ': see --list-layers'}")
-    layer = layer if every and layer else chosen[-1]
-    if not isinstance(options.kernels, int) and max(options.kernels) >= known[layer].output.shape[-1]:
-        raise UserError(f"{layer} has kernels 0 to {known[layer].output.shape[-1] - 1}, not {max(options.kernels)}")
-    return list(dict.fromkeys(chosen)), layer
+KEPT = weakref.WeakKeyDictionary()  # what was made of each network, which goes when it goes
+
+
+def kept(model, key, make):
+    """What make(model) gives, made once and kept with the network."""
+    made = KEPT.setdefault(model, {})
+    if key not in made:
+        made[key] = make(model)
+    return made[key]
+
+
+def all_passes(flat, tensor, wanted):
+    """Whether some tensors of a mirror, and its output, are computed from one tensor alone."""
+    above = {id(tensor)}
+    for operation in flat.operations:
+        inputs = [id(each) for each in keras.tree.flatten(operation.input)]
+        from_it = [each in above for each in inputs]
+        if any(from_it) and not all(from_it):
+            return False
+        if any(from_it):
+            above.update(id(each) for each in keras.tree.flatten(operation.output))
+    return all(id(each) in above for each in [*wanted, flat.outputs[0]])
+
+
+def in_order(flat, layers):
+    """Names of layers in a network's own order, each once. ValueError for unknown ones."""
+    operations = list(flat.operations)
+    places = {name: operations.index(get_operation(flat, name)) for name in layers}
+    return sorted(places, key=places.get)
+
+
+def check_logits(flat):
+    """ValueError for a network whose output is not logits, or whose channels come first."""
+    if find_end(flat).kind != "linear":
+        raise ValueError(f"{flat.name} ends in a softmax or sigmoid: see utils.open_network")
+    for operation in flat.operations:
+        layer = getattr(operation, "operation", operation)
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise ValueError(f"{layer.name} is channels_first: channels_last is wanted")
+
+
+SINGLY = re.compile("Attention|Einsum|MatMul|Matmul|Dot|RNN|LSTM|GRU|Bidirectional|TimeDistributed")
+
+
+def needs_single_gradients(flat):
+    """Whether a vectorised jacobian may be wrong, as where batches of matrices are multiplied:
+    TensorFlow's oneDNN broadcasts them wrongly (2.21, AVX-512); or where layers are not Keras's."""
+    for operation in flat.operations:
+        layer = getattr(operation, "operation", operation)
+        kind = type(layer)
+        deep = kind.__name__ == "Dense" and len(operation.output.shape) > 2
+        own = kind.__module__.startswith("keras.")
+        if deep or not own or SINGLY.search(kind.__name__):
+            return True
+    return False
+
+
+def breaks_eagerly(flat):
+    """Whether TensorFlow may die of a gradient outside a trace: it computes that of filters, too,
+    and oneDNN's kernel for 1 x 1 filters with strides and few channels writes past its memory."""
+    for operation in flat.operations:
+        layer = getattr(operation, "operation", operation)
+        strided = max(getattr(layer, "strides", (1,))) > 1
+        small = max(getattr(layer, "kernel_size", (3,))) == 1
+        if strided and small and operation.input.shape[-1] < 16:
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a script says of its own network."""
+
+    label: str  # in titles
+    build: Callable  # of "imagenet", "bundled" or None, untrained: a Keras model with logits
+    files: tuple  # published names of its weights
+    shown: tuple  # wildcards: what --layers all draws
+    layer: str | None = None  # what figures of one layer draw then; None: the last of those
+    size: tuple = (224, 224)
+    preprocess: str = "caffe"
+    load: Callable = lambda model, path: model.load_weights(path)
+    known: Path | None = None  # a text file of the classes that bundled weights know
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, which layers and classes of it are drawn, and how it is fed."""
+
+    model: object  # a flat Keras model with logits for output
+    label: str  # in titles
+    layers: list  # names, of figures of several layers
+    layer: str  # of figures of one layer
+    classes: ClassNames
+    selection: Selection  # of classes
+    kind: str  # how logits become probabilities: softmax, sigmoid, log, number
+    preprocess: str
+    fit: str
+    interpolation: str
+    about: str = ""  # in headings, if not the label
+
+    @property
+    def name(self):
+        """In file names and array keys."""
+        return self.label.lower()
+
+    def prepare(self, pixels):
+        """The network's input of a photograph, float32 (1, H, W, channels)."""
+        _, *size, channels = self.model.inputs[0].shape
+        how = self.preprocess, channels, self.fit, self.interpolation
+        return network_input(pixels, size, *how)
+
+    def logits(self, x):
+        """float32 (N, n_classes) of inputs (N, H, W, channels)."""
+        return self.model(x, training=False).numpy()
+
+    def probabilities(self, logits):
+        """float32 of the shape of logits; of a number, the number."""
+        logits = np.asarray(logits, np.float32)
+        if self.kind == "number":
+            return logits
+        if self.kind == "log":
+            return np.exp(logits)
+        if self.kind == "sigmoid":
+            return 1 / (1 + np.exp(-logits))
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+    def maps(self, layer, x):
+        """What a layer gives, float32 (h, w, K), of an input of one; (1, 1, K) of a dense layer."""
+        output = get_operation(self.model, layer).output
+        maps = keras.Model(self.model.inputs[0], output)(x, training=False)[0].numpy()
+        return maps.reshape((1, 1, -1)) if maps.ndim == 1 else maps
+
+    @functools.cached_property
+    def geometries(self):
+        return layer_geometries(self.model)
+
+    def inside(self, layer):
+        """Cells of a layer, bool (h, w), that no border of the photograph reaches."""
+        shape = get_operation(self.model, layer).output.shape
+        if len(shape) != 4:
+            return np.ones((1, 1), bool)
+        return inner_cells(self.geometry(layer), *shape[1:3])
+
+    def geometry(self, layer):
+        """Where the cells of a layer lie, or None where that is lost, as it is of dense layers."""
+        return self.geometries.get(get_operation(self.model, layer).name)
+
+
+def open_weights(options, recipe):
+    """The Network that the options ask for: the script's own, by its recipe, or a saved one.
+
+    UserError for weights that cannot be had, and for unknown layers, kernels and classes."""
+    with quiet():
+        keras.utils.set_random_seed(options.seed)  # the first operation: it starts the devices
+    if options.weights.saved:
+        return open_saved(options, recipe)
+    names_typed = options.layers != ["all"] or options.kernels.indices
+    if names_typed or options.list_layers:  # wrong names are told before weights are fetched
+        untrained = own_network(options, recipe, recipe.build(None))
+        if options.list_layers:
+            return untrained
+    return own_network(options, recipe, load_weights(options, recipe))
+
+
+def load_weights(options, recipe):
+    """The script's own model with the weights asked for."""
+    weights, path = options.weights, options.weights.path
+    if weights.word == "random":
+        return recipe.build(None)
+    home = os.environ.get("KERAS_HOME", "~/.keras")
+    hint = f"put {recipe.files[0]} into {home}/models, or give --weights random or a file"
+    if path:
+        hint = f"give {recipe.label}'s weights, or a whole network, saved as mine.keras"
+    try:
+        if weights.word:
+            return recipe.build(weights.word)
+        model = recipe.build(None)
+        recipe.load(model, published_file(path, recipe.files))
+        return model
+    except Exception as error:
+        if not isinstance(error, FILE_ERRORS) and type(error) is not Exception:  # that of get_file
+            raise
+        what = path or f"{weights.word} weights"
+        text = f"cannot load {what} into {recipe.label}: {explain(error)} ({hint})"
+        raise UserError(text) from error
+
+
+def published_file(path, names):
+    """A file; of a folder the one in it that bears the first of some published names."""
+    if not path.is_dir():
+        return path
+    there = [path / name for name in names if (path / name).exists()]
+    return there[0] if there else path / names[0]
+
+
+def open_saved(options, recipe):
+    """The Network in a file that holds a whole one."""
+    path = options.weights.path
+    if options.import_:
+        import_code(options.import_)
+    model = load_saved(path)
+    try:
+        count = max(model.outputs[0].shape[-1], 2)
+        labels = read_classes(options.labels, count) if options.labels else None
+        opened, kind = open_with_end(model, recipe.size, pair=bool(labels))
+    except ValueError as error:
+        raise UserError(f"cannot draw the network {path}: {error}") from error
+    if kind == "log":
+        warn(f"{path.name}: its softmax or sigmoid cannot be taken off: maps are those of log p")
+    classes = labels or read_classes("", opened.outputs[0].shape[-1])
+    preprocess = preprocessing(options, opened, recipe)
+    return drawn_network(options, opened, path.stem, None, classes, kind, preprocess)
+
+
+def preprocessing(options, model, recipe):
+    """How pixels are prepared for a saved network: as asked for, or, of its own, not at all."""
+    own, asked, file = own_preprocessing(model), options.preprocess, options.weights.path.name
+    if own and asked == "auto":
+        warn(f"{file} begins with preprocessing of its own, {own}: --preprocess none")
+        return "none"
+    if own and asked != "none":
+        warn(f"{file} begins with {own}: if --preprocess {asked} is once too often, say none")
+    return recipe.preprocess if asked == "auto" else asked
+
+
+def own_preprocessing(model):
+    """The name of an operation before the first convolution that changes values, or nothing."""
+    for operation in model.operations[1:]:
+        kind = type(operation).__name__
+        if "Conv" in kind:
+            return ""
+        if not isinstance(operation, keras.layers.Layer) or kind in ("Rescaling", "Normalization"):
+            return operation.name
+    return ""
+
+
+def own_network(options, recipe, model):
+    """The Network of the script's own model."""
+    classes = read_classes() if len(model.output.shape) == 2 else ClassNames([], [])
+    preprocess = recipe.preprocess if options.preprocess == "auto" else options.preprocess
+    network = drawn_network(options, model, recipe.label, recipe, classes, "softmax", preprocess)
+    if options.weights.word == "bundled" and recipe.known:
+        known = read_known(recipe.known)
+        for index in set(network.selection.indices) - set(known):
+            name, file = classes.title(index), recipe.known.name
+            raise UserError(
+                f"bundled weights do not know {name}: what they know is in Image/{file}"
+            )
+        return replace(network, about=f"{recipe.label}, {len(known)} classes")
+    return network
+
+
+def read_known(path):
+    """Class indices that a text file begins its lines with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [int(line.split()[0]) for line in lines if line[:1].isdigit()]
+
+
+def drawn_network(options, model, label, recipe, classes, kind, preprocess):
+    """A Network with what the options choose. UserError: unknown layers, kernels, classes."""
+    layers, layer = choose_layers(options, model, recipe)
+    check_kernels(options, model, layers, layer)
+    selection = classes.select(options.classes) if len(classes) else Selection()
+    how = (preprocess, options.fit, options.resize)
+    network = Network(model, label, layers, layer, classes, selection, kind, *how)
+    for name in {*layers, layer}:
+        is_map = len(get_operation(model, name).output.shape) == 4
+        if is_map and options.place == "field" and not network.geometry(name):
+            warn(f"{name}: where its cells lie is not known: its maps are stretched")
+    return network
+
+
+def print_layers(network):
+    """The names of layers that may be given, on stdout; the exit code."""
+    print(*named_layers(network.model, units=True), sep="\n", file=sys.__stdout__)
+    return 0
+
+
+def choose_layers(options, model, recipe):
+    """Names of the layers drawn, and the one of figures of one layer. UserError for unknown ones.
+
+    Without a recipe `all` is the last layer of every resolution whose cells' places are known, and
+    that is no pooling, dropout or padding."""
+    known = named_layers(model, units="mode" in options)  # DeconvNet draws dense layers, too
+    words, main = options.layers, None
+    if words == ["all"] and recipe:
+        words, main = recipe.shown, recipe.layer
+    elif words == ["all"]:
+        words = last_of_resolutions(model)
+    chosen = []
+    for word in words:
+        found = [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())]
+        if not found:
+            hint = suggest(word, known) or ": see --list-layers"
+            raise UserError(f"{model.name} has no layer {word}{hint}")
+        chosen += found
+    if not chosen:
+        raise UserError(f"{model.name} has no layer with a map: see --list-layers")
+    return list(dict.fromkeys(chosen)), main or chosen[-1]
+
+
+def last_of_resolutions(model):
+    """The last layer of every resolution of a network, by name."""
+    places = layer_geometries(model)
+    last = {}
+    for name, operation in named_layers(model).items():
+        idle = re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__)
+        if not idle and places.get(operation.name):
+            last[tuple(operation.output.shape[1:3])] = name
+    return list(last.values())
+
+
+def check_kernels(options, model, layers, layer):
+    """UserError where kernels are asked for that a layer drawn does not have."""
+    drawn = [layer] if set(options.figures) != {"occlusion"} else []
+    if "occlusion" in options.figures:
+        drawn.append(layers[-1])
+    for name in drawn:
+        count = get_operation(model, name.replace("/", SLASH)).output.shape[-1]
+        wrong = [kernel for kernel in options.kernels.indices if kernel >= count]
+        if wrong:
+            raise UserError(f"{name} has kernels 0 to {count - 1}, not {wrong[0]}")
+
+
+# --- networks from files ---
+
+
+FOREIGN = {  # endings of networks that are not Keras's, and what to do
+    ".tflite": "is TensorFlow Lite's and keeps no layers: give the Keras file that it came from",
+    ".pb": "is a TensorFlow graph and keeps no layers: give the Keras file that it came from",
+    ".onnx": "is an ONNX network: give the Keras file that it came from, or convert it to Keras",
+    ".pt": "is PyTorch's: build the network in Keras, copy the weights into it, and save it there",
+    ".pth": "is PyTorch's: build the network in Keras, copy the weights into it, and save it there",
+}
+SAVED_MODEL = "is a SavedModel: tf_keras.models.load_model opens it, .save('mine.h5') saves it anew"
+CODE = "code of the file, which is not run: use layers of Keras, or classes named by --import"
+CODE_CLASSES = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+TENSORFLOW = (
+    "TensorFlow between the layers, as in `inputs / 255.`, which Keras 3 cannot read: use a layer "
+    "such as Rescaling, load the weights into that network, and save it anew"
+)
+TENSORFLOW_CLASSES = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "TensorFlowOpLayer")
+REFUSED = dict.fromkeys(CODE_CLASSES, CODE) | dict.fromkeys(TENSORFLOW_CLASSES, TENSORFLOW)
+OLD = (
+    "saved by Keras {}, of which Keras 3 reads only a part: load it there, save the weights, "
+    "and load those into the same network built with Keras 3"
+)
+FILE_ERRORS = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, EOFError)
+FILE_ERRORS += (zipfile.BadZipFile,)  # what libraries raise over a file
+MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other words
+    r"shape=\(\d+, 1000\), Received: value.shape=\(\d+, (\d+)\)": r"it is for \1 classes, not 1000",
+    r"\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))": r"an array \2 stands where \1 belongs",
+    "^ValueError: .*(objects could not be loaded|(Layer|Weight) count mismatch)": (
+        "its layers are others, or it lacks the classifier"
+    ),
+    r"^\w+: (?:Could not locate (?:class|function)|Unknown [\w ]+:) '([\w>]+)'": (
+        r"\1 is no class of Keras: name the file that defines and registers it, --import NAME.py"
+    ),
+    r"^\w+: Unrecognized keyword .* to (\w+): {'(\w+)'": r"\1 has no '\2' in this Keras",
+    "^DataLossError": "it is no checkpoint, or not a whole one",
+    "^ValueError: .*allow_pickle": "it holds no arrays, or pickled ones",
+    r"^(BadZipFile|OSError: .*Unable to|KeyError: .*(model_config|config\.json))": (
+        "it is no network of Keras, or not a whole one"
+    ),
+}
+DRAWN = "drawn are networks of one image (height, width, 1 or 3) and one vector of class scores"
+
+
+def refuse_lfs_pointer(path):
+    """UserError if a file, of weights or a photograph, is only Git's note of where it lies."""
+    with open(path, "rb") as file:
+        start = file.read(40)
+    if start.startswith(b"version https://git-lfs.github.com"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run «git lfs pull»")
+
+
+def refuse_foreign(path):
+    """UserError for a network that another library saved, with what to do; costs no TensorFlow."""
+    if (path / "saved_model.pb").exists():
+        raise UserError(f"{path} {SAVED_MODEL}")
+    if path.is_file():
+        refuse_lfs_pointer(path)
+    if path.suffix.lower() in FOREIGN:
+        raise UserError(f"{path} {FOREIGN[path.suffix.lower()]}")
+
+
+def is_of_loading(error):
+    """Whether a library raised this over a file or a download; else it is a mistake of ours."""
+    library = type(error).__module__.partition(".")[0]
+    unnamed = type(error) is Exception  # as keras.utils.get_file raises it
+    return isinstance(error, FILE_ERRORS) or unnamed or library == "tensorflow"
+
+
+def explain(error):
+    """What a library said of a file, on one line; in plain words where it is known.
+
+    Only the exception's type and its own message count, never the path of the file.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = " ".join(str(error).split())
+    text = text.rpartition("Exception encountered:")[2].strip()  # the last one is the cause
+    for pattern, words in MESSAGES.items():
+        if match := re.search(pattern, f"{type(error).__name__}: {text}"):
+            return match.expand(words)
+    return text[:250]
+
+
+def import_code(name):
+    """Run NAME.py, or import a module: the classes that it registers are then known to Keras."""
+    path = Path(name)
+    try:
+        if path.suffix != ".py":
+            importlib.import_module(name)
+            return
+        sys.path.append(str(path.resolve().parent))  # for what it imports itself
+        spec = importlib.util.spec_from_file_location(f"import_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # anything: it is another person's code
+        missing = name in (getattr(error, "name", ""), getattr(error, "filename", ""))
+        hint = ": give a .py file or an installed module" if missing else ""
+        said = " ".join(str(error).split())
+        text = f"--import {name}: {type(error).__name__}: {said}{hint}"
+        raise UserError(text) from error
+
+
+class SavedNetwork(NamedTuple):
+    """What a file says of the network in it."""
+
+    path: Path
+    version: str  # of Keras
+    config: dict
+
+    @property
+    def is_old(self):
+        return int(self.version.partition(".")[0]) < 3
+
+
+def is_saved_network(path):
+    """Whether a file holds a whole Keras network, and not weights alone."""
+    if h5py.is_hdf5(path):  # also under .keras, as Keras wrote it up to 2.11
+        with h5py.File(path) as file:
+            return "model_config" in file.attrs
+    return path.suffix == ".keras"
+
+
+def read_saved(path):
+    """The description of a saved network, .keras or HDF5; nothing is built of it yet."""
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            config = file.attrs["model_config"]
+            version = file.attrs.get("keras_version", "1")
+    else:
+        with zipfile.ZipFile(path) as file:
+            config = file.read("config.json")
+            version = json.loads(file.read("metadata.json"))["keras_version"]
+    version = version.decode() if isinstance(version, bytes) else version
+    return SavedNetwork(path, version, json.loads(config))
+
+
+def load_saved(path):
+    """A saved network as Keras builds it, from .keras or HDF5, those of Keras 2 too.
+
+    No code of the file is run. UserError, with the reason, for what stays closed; a file that
+    cannot be read at all raises what h5py and zipfile do (see `is_of_loading`).
+    """
+    saved = read_saved(path)
+    for part in parts(saved.config):
+        if reason := REFUSED.get(part.get("class_name")):
+            name = part.get("name") or part["class_name"]
+            raise UserError(f"cannot open the network {path}: «{name}» is {reason}")
+    if saved.is_old:
+        saved = saved._replace(config=mend(saved.config))
+    try:
+        return build_saved(saved)
+    except (*FILE_ERRORS, AttributeError) as error:  # only Keras, h5py and zipfile run here
+        reason = explain(error)
+        if saved.is_old and "--import" not in reason:
+            reason = f"{reason} ({OLD.format(saved.version)})"
+        raise UserError(f"cannot open the network {path}: {reason}") from error
+
+
+def parts(config):
+    """Every dictionary in a config, from the outside in."""
+    if isinstance(config, dict):
+        yield config
+        config = list(config.values())
+    if isinstance(config, list):
+        for each in config:
+            yield from parts(each)
+
+
+def build_saved(saved):
+    """Let Keras build a network and load its weights, in its safe mode."""
+    with tempfile.TemporaryDirectory() as folder, imported_classes():
+        weights = weights_file(saved, Path(folder))
+        if not saved.is_old:
+            return keras.saving.load_model(weights, compile=False)
+        model = keras.models.model_from_json(json.dumps(saved.config))
+        model.load_weights(weights)
+        return model
+
+
+def imported_classes():
+    """A scope in which classes of --import also answer to their names without a package."""
+    classes = keras.saving.get_custom_objects().items()
+    named = {name.rpartition(">")[2]: each for name, each in classes}
+    own = {name: each for name, each in named.items() if not hasattr(keras.layers, name)}
+    return keras.saving.custom_object_scope(own)
+
+
+def weights_file(saved, folder):
+    """Where Keras can read the weights: it goes by the file's ending, and by slashes in names.
+
+    Only one kind of file is copied: that of Keras before 3.0 on Windows, whose names of weights
+    hold backslashes (keras issue 18528).
+    """
+    if h5py.is_hdf5(saved.path):
+        if re.search(r"(?<!\.weights)\.(h5|hdf5)$", saved.path.name):
+            return saved.path
+        alias = folder / "network.h5"
+        try:
+            alias.symlink_to(saved.path.resolve())
+        except OSError:  # Windows keeps links for administrators
+            shutil.copyfile(saved.path, alias)
+        return alias
+    if not saved.is_old:
+        return saved.path
+    mended = folder / "network.weights.h5"
+    with zipfile.ZipFile(saved.path) as archive:
+        with h5py.File(archive.open("model.weights.h5")) as file:
+            wrong = [name for name in file if "\\" in name]
+        if not wrong:
+            return saved.path
+        mended.write_bytes(archive.read("model.weights.h5"))
+    with h5py.File(mended, "r+") as file:
+        for name in wrong:
+            file.move(name, name.replace("\\", "/"))
+    return mended
+
+
+# --- configs of Keras 2, as Keras 3 reads them ---
+# Sources: what tf_keras 2.21 writes (`get_config` of its layers; engine/functional.py,
+# `get_network_config`, counts calls of a network inside a network from 1); what Keras 3.15 reads
+# (models/functional.py, `functional_from_config`, `deserialize_node`; models/sequential.py;
+# legacy/saving/saving_utils.py); keras issues 19151, 20084; teachablemachine-community issue 403.
+
+DROPPED = ("module", "registered_name", "build_config", "compile_config")
+GONE = {  # arguments that layers of Keras 3 no longer take
+    "": "time_major rng_type",
+    "Depthwise|Separable|Transpose": "groups",
+    "Separable": "kernel_initializer kernel_regularizer kernel_constraint",
+    "SpatialDropout": "trainable noise_shape",
+}
+
+
+def mend(config):
+    """The config of a whole network of Keras 2 as Keras 3 reads it."""
+    network = mend_part(config)
+    if network["class_name"] == "Functional":
+        network["class_name"] = "Model"  # its public name
+    return {"module": "keras", **network}
+
+
+def mend_part(part):
+    """A part of a config, and all that is inside it, as Keras 3 reads it."""
+    if isinstance(part, list):
+        return [mend_part(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    mended = {key: mend_part(value) for key, value in part.items() if key not in DROPPED}
+    kind, config = mended.get("class_name"), mended.get("config")
+    if kind in ("Policy", "function"):  # of mixed precision; an activation: their names
+        return config["name"] if kind == "Policy" else config
+    if ">" in (part.get("registered_name") or ""):
+        mended["class_name"] = part["registered_name"]  # PACKAGE>NAME, a class of one's own
+    if kind == "Sequential":
+        mended["config"] = mend_sequential(config, mended.get("name", "sequential"))
+    elif isinstance(config, dict) and "input_layers" in config:
+        mend_functional(config)
+    elif kind and isinstance(config, dict):
+        mend_arguments(kind, config)
+    return mended
+
+
+def mend_sequential(config, name):
+    """Keras up to 2.2 wrote a bare list of layers, and no InputLayer."""
+    if isinstance(config, list):
+        config = {"name": name, "layers": config}
+    first = config["layers"][0]
+    shape = first["config"].get("batch_input_shape")
+    if first["class_name"] != "InputLayer" and shape:
+        begin = {"class_name": "InputLayer", "config": {"batch_input_shape": shape}}
+        config["layers"].insert(0, begin)
+    for layer in config["layers"][1:]:
+        layer["config"].pop("batch_input_shape", None)
+    return config
+
+
+def mend_functional(config):
+    """Calls of a network inside count from 0, and one input or output is no list of one."""
+    inside = {
+        each["name"]: each["class_name"] for each in config["layers"] if "layers" in each["config"]
+    }
+    calls = references([layer["inbound_nodes"] for layer in config["layers"]])
+    outputs = references(config["output_layers"])  # Keras 3 counts those of a Functional itself
+    calls += [each for each in outputs if inside.get(each[0]) == "Sequential"]
+    for call in calls:
+        if call[0] in inside:
+            call[1] -= 1
+    for key in ("input_layers", "output_layers"):
+        if len(config[key]) == 1:
+            config[key] = config[key][0]
+
+
+def references(nodes):
+    """The lists [layer, number of its call, number of its output, ...] among nested lists."""
+    if not isinstance(nodes, list):
+        return []
+    if nodes and isinstance(nodes[0], str):
+        return [nodes]
+    return [reference for node in nodes for reference in references(node)]
+
+
+def mend_arguments(kind, config):
+    """Take out of a layer's config what Keras 3 does not know."""
+    for pattern, names in GONE.items():
+        if re.search(pattern, kind):
+            for name in names.split():
+                config.pop(name, None)
+    if config.get("distribution") == "normal":  # of VarianceScaling, up to Keras 2.2
+        config["distribution"] = "truncated_normal"
+    layer = config.get("layer")  # of a Bidirectional or TimeDistributed
+    if isinstance(layer, dict) and ">" not in layer["class_name"]:
+        layer["module"] = "keras.layers"
+
+
+# --- networks that can be drawn ---
+
+
+def check_signature(model):
+    """ValueError that says which inputs or outputs of a network are others than those drawn."""
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    if not inputs or not outputs:
+        raise ValueError(f"it is no functional or Sequential network of known sizes: {DRAWN}")
+    shape, scores = tuple(inputs[0].shape[1:]), tuple(outputs[0].shape[1:])
+    wrong = ""
+    if len(inputs) > 1:
+        wrong = f"it has {len(inputs)} inputs"
+    elif len(outputs) > 1:
+        wrong = f"it has {len(outputs)} outputs"
+    elif len(shape) == 2:
+        wrong = f"its input {shape} has no channels (put an Input and a Reshape before it)"
+    elif len(shape) != 3:
+        wrong = f"its input {shape} is no image"
+    elif shape[2] not in (1, 3):
+        wrong = f"its image {shape} has {shape[2]} channels"
+        if shape[0] in (1, 3):
+            wrong = f"its image {shape} is channels_first"
+    elif len(scores) != 1:
+        wrong = f"its output {scores} has {len(scores)} dimensions"
+    if wrong:
+        raise ValueError(f"{wrong}: {DRAWN}")
+
+
+def copy_operation(operation, linear=False):
+    """A fresh copy of a Keras layer or operation, float32, not built yet.
+
+    linear: without the activation that it keeps as an attribute of its own. Such a one is put in
+    place by itself, since Keras need not know it by a name; those inside cells come by theirs.
+    """
+    config = operation.get_config()
+    if isinstance(operation, keras.layers.Layer):
+        config["dtype"] = "float32"
+    keeps_activation = "activation" in vars(operation) and "activation" in config
+    if keeps_activation:
+        config["activation"] = "linear"
+    copy = type(operation).from_config(config)
+    if keeps_activation and not linear:
+        copy.activation = operation.activation
+    return copy
+
+
+def bundled_vgg16():
+    """VGG16's published convolutions below a classifier of 200 of ImageNet's 1000 classes: a global
+    average and a dense layer; the logit of a class that it does not know is -20."""
+    base = keras.applications.VGG16(
+        weights=VGG16_CONVOLUTIONS, include_top=False, input_shape=(224, 224, 3)
+    )
+    average = keras.layers.GlobalAveragePooling2D(name="average")(base.output)
+    classifier = keras.layers.Dense(1000, name="predictions")
+    model = keras.Model(base.inputs[0], classifier(average), name="vgg16")
+    with np.load(VGG16_CLASSIFIER, allow_pickle=False) as head:
+        kernel = np.zeros((512, 1000), np.float32)
+        bias = np.full(1000, -20, np.float32)
+        kernel[:, head["classes"]] = head["kernel"]
+        bias[head["classes"]] = head["bias"]
+    classifier.set_weights([kernel, bias])
+    return model
+
+
+def holds_classifier(path):
+    """Whether a file of Keras's published weights holds the classifier, too."""
+    with contextlib.suppress(OSError), h5py.File(path) as file:
+        return any(re.fullmatch("fc1|predictions", name) for name in file)
+    return False
+
+
+# --- where cells lie ---
+# Centre, step and extent of receptive fields, followed from layer to layer: Araujo et al. 2019,
+# «Computing receptive fields of convolutional neural networks», distill.pub.
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where the cells of a map lie. Rows of the arrays are y and x, units pixels of the network's
+    input, the first pixel's centre being 0.5."""
+
+    cells: np.ndarray  # float32 (2, 2): where cell 0 is centred, and the step from cell to cell
+    size: tuple  # (H, W) of the network's input
+    seen: np.ndarray  # float32 (2, 2): first and last edge of what crops in the network leave of it
+    reach: np.ndarray  # float32 (2,): how far a receptive field goes on either side of its centre
+    fit: str = "squeeze"  # how the photograph became the network's input, see `fitted`
+
+
+class Window(NamedTuple):
+    """How the cells of a layer's output lie in its input: (2,) each, in cells of that input."""
+
+    shift: np.ndarray  # where output cell 0 is centred, the centre of input cell 0 being 0
+    step: np.ndarray
+    reach: np.ndarray  # how far an output cell reads on either side of its centre
+    crops: bool = False  # the network does not see what lies beyond the outermost cells
+
+
+def tiled(size, height, width, fit="squeeze"):
+    """Geometry of a map (height, width) stretched over the whole of a network's input (H, W)."""
+    sides = np.float32(size)
+    step = np.float32(sides / (height, width))
+    cells, whole = np.stack([step / 2, step], axis=1), np.stack([0 * sides, sides], axis=1)
+    return Geometry(cells, tuple(size), whole, step / 2, fit)
+
+
+def fitted(size, target, fit):
+    """Box of an image of `size` (height, width) that becomes a rectangle of size `target`: start
+    and length, int arrays (y, x). squeeze: the whole; crop: its largest centred part of the
+    target's proportions; pad: the whole with borders (start is negative). In whole pixels as Keras
+    counts them, in Resizing and by crop_to_aspect_ratio and pad_to_aspect_ratio of its loaders."""
+    size, target = np.array(size), np.array(target)
+    proportioned = size[::-1] * target // target[::-1]
+    if fit == "crop":
+        length = np.clip(proportioned, 1, size)
+        return (size - length) // 2, length
+    border = np.maximum(proportioned - size, 0) // 2 if fit == "pad" else 0 * size
+    return -border, size + 2 * border
+
+
+def sliding(layer, size, out):
+    """Window of a convolution or pooling; `same` pads like TensorFlow, odd pixels at the end."""
+    kernel = np.array(getattr(layer, "kernel_size", None) or layer.pool_size)
+    half = (kernel - 1) * getattr(layer, "dilation_rate", 1) / 2
+    missing = (out - 1) * layer.strides + 2 * half + 1 - size
+    before = np.maximum(missing, 0) // 2 if layer.padding == "same" else 0
+    return Window(half - before, np.array(layer.strides), half)
+
+
+def transposed(layer, size, out):
+    """Window of a transposed convolution: a convolution's, from output to input, turned round."""
+    window = sliding(layer, out, size)
+    return Window(-window.shift / window.step, 1 / window.step, window.reach / window.step)
+
+
+def stretched(start, length, out):
+    """Window of a box of the input, perhaps larger than it, that becomes `out` cells."""
+    step = length / out
+    reach = np.where(step == 1, 0, np.maximum(step, 1))  # interpolation reads the neighbours
+    return Window(start + (step - 1) / 2, step, reach, crops=True)
+
+
+def resized(layer, size, out):
+    """Window of Resizing."""
+    fit = "pad" if layer.pad_to_aspect_ratio else "squeeze"
+    return stretched(*fitted(size, out, "crop" if layer.crop_to_aspect_ratio else fit), out)
+
+
+def centre_cropped(layer, size, out):
+    """Window of CenterCrop, which enlarges what is smaller than it."""
+    enlarged = (size < out).any()
+    return stretched(*fitted(size, out, "crop") if enlarged else ((size - out) // 2, out), out)
+
+
+def sliced(operation, size, out):
+    """Window of x[key]; a step is not positive where the key mirrors or drops rows or columns."""
+    call = operation._inbound_nodes[0].arguments
+    key = call.kwargs.get("key", call.args[-1])
+    channels = operation.input.shape[3:]
+    values = int(np.prod(channels))
+    numbers = np.arange(size.prod() * values).reshape(1, *size, *channels) // values
+    taken = numbers[key].reshape(*out, -1)[:, :, 0]
+    down, right = np.diff(taken[:2, 0]).sum() // size[1], np.diff(taken[0, :2]).sum()
+    start = np.array(np.divmod(taken[0, 0], size[1]))
+    return Window(start, np.where(out > 1, (down, right), 1), np.zeros(2), crops=True)
+
+
+# Layers (augmentation among them, which is inactive) and operations that keep positions
+KEEPS = Window(np.zeros(2), np.ones(2), np.zeros(2))
+KEEPING = """
+    Activation ActivityRegularization AlphaDropout BaseImagePreprocessingLayer
+    BatchNormalization CustomScaleLayer Dense Dropout ELU GaussianDropout GaussianNoise
+    GroupNormalization Identity LayerNormalization LayerScale LeakyReLU Masking Merge
+    Normalization PReLU RMSNormalization ReLU Rescaling Softmax StochasticDepth
+    UnitNormalization
+    Absolute Add Cast Ceil Celu Clip Concatenate Cos Divide DivideNoNan Elu Exp Expm1 Floor Gelu
+    HardSigmoid HardSilu HardTanh LayerNorm LeakyRelu Log Log1p LogSigmoid LogSoftmax Max
+    Maximum Mean Minimum Multiply Negative Normalize Power RMSNorm Reciprocal Relu Relu6 Round
+    Rsqrt Selu Sigmoid Sign Silu Sin Softplus Softsign Split Sqrt Square Stack StopGradient
+    Subtract Sum Tanh TrueDivide Where"""
+WINDOWS = {  # by class, given the layer (or operation) and height and width of its input and output
+    **dict.fromkeys(KEEPING.split(), lambda layer, size, out: KEEPS),
+    "AveragePooling2D": sliding,
+    "CenterCrop": centre_cropped,
+    "Conv2D": sliding,
+    "Conv2DTranspose": transposed,
+    "Cropping2D": lambda layer, size, out: stretched(np.array(layer.cropping)[:, 0], out, out),
+    "DepthwiseConv2D": sliding,
+    "GetItem": sliced,
+    "MaxPooling2D": sliding,
+    "Pad": lambda layer, size, out: stretched(-np.array(layer.pad_width)[1:3, 0], out, out),
+    "Resize": resized,
+    "Resizing": resized,
+    "SeparableConv2D": sliding,
+    "SpectralNormalization": lambda layer, size, out: window_of(layer.layer, size, out),
+    "UpSampling2D": lambda layer, size, out: stretched(0, size, out),
+    "ZeroPadding2D": lambda layer, size, out: stretched(-np.array(layer.padding)[:, 0], out, out),
+}
+
+
+def window_of(layer, size, out):
+    """Window of a layer; None where it is not known to leave positions in their order."""
+    rules = [WINDOWS[kind.__name__] for kind in type(layer).__mro__ if kind.__name__ in WINDOWS]
+    window = rules[0](layer, size, out) if rules else None
+    return window if window and np.all(window.step > 0) else None
+
+
+def above(below, window, out):
+    """Geometry of `out` cells that lie by a window in those of the geometry below."""
+    offset, step = below.cells.T
+    cells = np.stack([offset + window.shift * step, window.step * step], axis=1)
+    seen = below.seen.copy()
+    if window.crops:
+        beyond = below.reach - step / 2  # what a cell reads of its neighbours' tiles
+        edges = cells[:, :1] + cells[:, 1:] * np.stack([0 * out - 0.5, out - 0.5], axis=1)
+        seen[:, 0] = np.maximum(seen[:, 0], edges[:, 0] - beyond)
+        seen[:, 1] = np.minimum(seen[:, 1], edges[:, 1] + beyond)
+    reach = below.reach + window.reach * step
+    return replace(below, cells=np.float32(cells), seen=seen, reach=np.float32(reach))
+
+
+def merged(branches, out):
+    """Mean geometry of branches of `out` cells; None where they lie more than a cell apart."""
+    cells = np.stack([branch.cells for branch in branches])
+    mean = cells.mean(axis=0)
+    difference = cells - mean
+    ends = difference[..., 0], difference[..., 0] + (out - 1) * difference[..., 1]
+    apart = np.abs(ends).max(axis=0)  # branch, axis
+    if (apart > mean[:, 1]).any():
+        return None
+    seen = np.stack([branch.seen for branch in branches])
+    seen = np.stack([seen[..., 0].min(axis=0), seen[..., 1].max(axis=0)], axis=1)
+    reach = np.max(apart + [branch.reach for branch in branches], axis=0)
+    return replace(branches[0], cells=mean, seen=seen, reach=np.float32(reach))
+
+
+def listed(tensors):
+    """The input or output of an operation as a list."""
+    return tensors if isinstance(tensors, list) else [tensors]
+
+
+def map_size(tensor):
+    """Height and width of a Keras tensor of maps, int (2,); None of any other tensor."""
+    sides = tensor.shape[1:3]
+    return None if len(tensor.shape) not in (3, 4) or None in sides else np.array(sides)
+
+
+def geometry_of(operation, known):
+    """Geometry of an operation's output, given {id of tensor: Geometry or None} of its inputs."""
+    layer = getattr(operation, "operation", operation)
+    out = map_size(listed(operation.output)[0])
+    branches = []
+    for tensor in listed(operation.input):
+        size = map_size(tensor)
+        if out is None or size is None:
+            continue
+        window = window_of(layer, size, out)
+        if window is KEEPS and (size != out).any():
+            continue  # a factor for every channel, as in squeeze-and-excitation
+        if window is None or known[id(tensor)] is None:
+            return None
+        branches.append(above(known[id(tensor)], window, out))
+    return merged(branches, out) if branches else None
+
+
+def layer_geometries(model):
+    """{name: Geometry} of the operations of a flat functional network that calls each once. None:
+    it has no map, a layer at or below it may rearrange positions, or branches below it lie more
+    than a cell apart. None throughout where the size of the input is open."""
+    entry = model.inputs[0]
+    size = map_size(entry)
+    known = {id(entry): None if size is None else tiled(entry.shape[1:3], *size)}
+    geometries = {}
+    for operation in model.operations:
+        outputs = listed(operation.output)
+        geometry = known.get(id(outputs[0])) or geometry_of(operation, known)
+        known.update((id(tensor), geometry) for tensor in outputs)
+        geometries[operation.name] = geometry
+    return geometries
+
+
+def inner_cells(geometry, height, width):
+    """Cells of a map (height, width) that are not near the border of what the network saw: bool,
+    same shape. Their receptive field lies inside it; a field wider than half of it counts as half,
+    since most weight is in a field's middle (Luo et al. 2016): block5_conv3 of VGG16 reads 196 of
+    224 pixels, and has 8 x 8 inner cells of 14 x 14. All cells where none are, or geometry None."""
+    inside = []
+    geometry = geometry or replace(tiled((height, width), height, width), reach=np.zeros(2))
+    for axis, count in enumerate((height, width)):
+        offset, step = geometry.cells[axis]
+        first, last = geometry.seen[axis]
+        centres = offset + step * np.arange(count)
+        margin = min(geometry.reach[axis], (last - first) / 4)
+        within = (centres - first >= margin) & (last - centres >= margin)
+        inside.append(within if within.any() else np.ones(count, bool))
+    return np.logical_and.outer(*inside)
+
+
+def cubic(positions, count):
+    """Matrix (positions, count) that interpolates `count` values at positions, the first value's
+    being 0, as cv2.INTER_CUBIC does (Keys 1981, a = -0.75); the outermost values continue."""
+    first = np.floor(positions).astype(int)
+    matrix = np.zeros((len(positions), count), np.float32)
+    for cell in (first - 1, first, first + 1, first + 2):
+        d = np.abs(positions - cell)
+        near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+        matrix[np.arange(len(cell)), np.clip(cell, 0, count - 1)] += np.where(d < 1, near, far)
+    return matrix
+
+
+def place(cam, geometry, height, width):
+    """A map laid over a photograph (height, width): float32 of that size, cubic between cells, what
+    lies beyond the outermost ones continuing them. Without geometry: stretched over all of it."""
+    geometry = geometry or tiled((height, width), *cam.shape)
+    start, length = fitted((height, width), geometry.size, geometry.fit)
+    matrices = []
+    for axis, count in enumerate((height, width)):
+        pixels = np.arange(count) + 0.5
+        inputs = (pixels - start[axis]) / length[axis] * geometry.size[axis]
+        offset, step = geometry.cells[axis]
+        matrices.append(cubic((inputs - offset) / step, cam.shape[axis]))
+    rows, columns = matrices
+    return rows @ np.float32(cam) @ columns.T
+
+
+def dim(photo, geometry):
+    """A copy of a photograph, uint8 (H, W, 3), dark where the network did not see it."""
+    if geometry is None:
+        return photo.copy()
+    start, length = fitted(photo.shape[:2], geometry.size, geometry.fit)
+    edges = geometry.seen.T / geometry.size * length + start
+    (top, left), (bottom, right) = np.clip(np.rint(edges), 0, photo.shape[:2]).astype(int)
+    dimmed = photo // 3
+    dimmed[top:bottom, left:right] = photo[top:bottom, left:right]
+    return dimmed
+
+
+# --- colours ---
 
 
 def colorize(values, colormap):
-    """Numbers from 0 to 1, (h, w), as colours of an OpenCV map by its name: uint8 (h, w, 3), RGB."""
-    return cv2.applyColorMap(np.uint8(np.clip(values, 0, 1) * 255 + 0.5), COLORMAPS[colormap])[..., ::-1]
+    """Numbers from 0 to 1, (h, w), in the colours of an OpenCV map: uint8 (h, w, 3), RGB."""
+    levels = np.uint8(np.clip(values, 0, 1) * 255 + 0.5)
+    return np.ascontiguousarray(cv2.applyColorMap(levels, COLORMAPS[colormap])[..., ::-1])
 
 
-def heat_map(cam, height, width, scale=None):
-    """A signed map after Grad-CAM's last ReLU (equation 2), enlarged; 1 is scale, its maximum by default, or all 0."""
+def heat_map(cam, height, width, scale=None, at=None):
+    """A signed map after Grad-CAM's last ReLU (equation 2), enlarged, (height, width), 0 to 1.
+
+    scale: what is 1; by default the map's maximum. at: a layer's Geometry; stretched without."""
     cam = np.maximum(np.asarray(cam, np.float32), 0)
-    return np.clip(cv2.resize(cam / (scale or cam.max() or 1), (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
+    scale = scale or cam.max() or 1
+    return np.clip(place(cam / scale, at, height, width), 0, 1)
 
 
-def overlay(photo, cam, colormap="jet", alpha=0.5, scale=None):
-    """A signed map of any size over a photograph, in colours (see `heat_map`): uint8 (H, W, 3), RGB."""
-    colours = colorize(heat_map(cam, *photo.shape[:2], scale), colormap)
-    return cv2.addWeighted(np.ascontiguousarray(colours), alpha, photo, 1 - alpha, 0)
+def overlay(photo, cam, at=None, colormap="jet", alpha=0.5, scale=None):
+    """A signed map of any size over a photograph, in colours: uint8 (H, W, 3), RGB.
+
+    photo: uint8 (H, W, 3). at: the layer's Geometry, by which a map lies where the network looked
+    and what it did not see is dimmed; without, the map is stretched. scale: see `heat_map`."""
+    colours = colorize(heat_map(cam, *photo.shape[:2], scale, at), colormap)
+    mixed = cv2.addWeighted(colours, alpha, photo, 1 - alpha, 0)
+    return dim(mixed, at) if at else mixed
 
 
 def signed_grey(values, like, preprocess="none"):
-    """A projection or gradient (h, w, channels) as a picture, uint8, of the size of another: zero is grey, signs stay,
-    the 99th percentile of the absolute values is white. preprocess: caffe has channels in the order BGR."""
+    """A projection or gradient (h, w, channels) as a picture, uint8, of the size of another.
+
+    Zero is grey, signs stay, the 99th percentile of the absolute values is white. preprocess: caffe
+    has channels in the order BGR."""
     height, width = like.shape[:2]
-    values = resize(np.asarray(values, np.float32), width, height).reshape(height, width, -1)  # scaled when shrunk
+    values = resize(np.asarray(values, np.float32), width, height)  # scaled when it was shrunk
+    values = values.reshape(height, width, -1)
     scale = np.percentile(np.abs(values[values != 0]), 99) if values.any() else 1
-    picture = np.repeat(np.uint8(np.clip(128.5 + 127 * values / scale, 1, 255)), 3 // values.shape[-1], axis=-1)
+    levels = np.uint8(np.clip(128.5 + 127 * values / scale, 1, 255))
+    picture = np.repeat(levels, 3 // values.shape[-1], axis=-1)
     return picture[..., ::-1] if preprocess == "caffe" else picture
 
 
-def fit(image, columns):
+def grey_photo(photo):
+    """A photograph in pale grey, for where there is nothing to colour."""
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) // 2 + 64
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+# --- pages ---
+
+
+class Tile(NamedTuple):
+    """A picture, uint8 (h, w, 3), and what stands above it."""
+
+    picture: np.ndarray
+    title: str = ""
+
+
+class Bar(NamedTuple):
+    """A scale of colours, from 0 to what its end means."""
+
+    colormap: str
+    end: str
+
+
+def fit_tile(image, columns, scale=1):
     """A picture at its own proportions, as large as a tile on a page of so many columns."""
     height, width = image.shape[:2]
-    scale = min(580, (PAGE - 2 * MARGIN + GAP) // columns - GAP) / max(width, height / 1.2)
-    return resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
+    room = min(580, (PAGE - 2 * MARGIN + GAP) // columns - GAP)
+    factor = scale * room / max(width, height / 1.2)
+    return resize(image, max(1, round(width * factor)), max(1, round(height * factor)))
 
 
-def lay_out(rows, heading, note, bars):
-    """A page as a matplotlib figure. rows: lists of (picture, title); bars: (colour map, what its end means)."""
-    from matplotlib.figure import Figure
-    widths = [max([100, *(row[column][0].shape[1] for row in rows if column < len(row))])
-              for column in range(max(map(len, rows)))]
-    texts, images, width, y = [], [], max(2 * MARGIN - GAP + sum(widths) + GAP * len(widths), 700), MARGIN
+def columns_for(count):
+    """Columns of a grid of tiles: four to seven, with the fewest gaps."""
+    return min(range(min(4, count), 8), key=lambda columns: (-count % columns, columns))
 
-    def write(x, y, text, wide, size=8.5, weight="normal"):
+
+def in_grid(tiles):
+    """Tiles in the rows of such a grid."""
+    return in_rows(tiles, columns_for(len(tiles)))
+
+
+def in_rows(tiles, columns):
+    """Tiles in rows of so many."""
+    return [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+
+
+class Page:
+    """A matplotlib figure that is filled from above; lengths in pixels of a page of scale 1."""
+
+    def __init__(self, width, scale):
+        self.width, self.scale = width, scale
+        self.texts = []
+        self.images = []
+
+    def write(self, x, y, text, room, size=8.5, weight="normal"):
+        """Put text into a room of some width; the y where it ends."""
         text = text.encode("utf-8", "replace").decode()  # a file name may be no text at all
-        lines = [line for part in text.split("\n") for line in textwrap.wrap(part, int(wide / size / 0.84))]
-        texts.append((x, y, "\n".join(lines), size, weight))
-        return y + round(1.85 * size * len(lines))
+        lines = []
+        for part in text.split("\n"):
+            lines += textwrap.wrap(part, max(int(room / size / 0.84), 4))
+        self.texts.append((x, y, "\n".join(lines), size, weight))
+        return y + round(1.77 * size * len(lines)) + 3
 
-    for place, (colormap, end) in enumerate(bars, 1):
-        x = width - MARGIN - 180 * place + 20
-        images.append((x, y, np.repeat(colorize(np.linspace(0, 1, 160)[None], colormap), 12, axis=0)))
-        write(x, y + 12, f"0 … {end}", 160)
-    y = write(MARGIN, y, heading, width - 2 * MARGIN - 180 * len(bars), 11, "bold")
-    y = write(MARGIN, y, note, width - 2 * MARGIN - 180 * len(bars)) + GAP
+    def paste(self, x, y, picture):
+        """Put a picture; the y where it ends."""
+        self.images.append((x, y, picture))
+        return y + picture.shape[0] / self.scale
+
+    def draw(self, height):
+        """The matplotlib figure of all that was put."""
+        figure = Figure(figsize=(self.width / 100, height / 100), dpi=100 * self.scale)
+        for x, y, picture in self.images:
+            bottom = round((height - y) * self.scale) - picture.shape[0]
+            figure.figimage(picture, round(x * self.scale), bottom)
+        style = {"family": "monospace", "va": "top", "linespacing": 1.27, "parse_math": False}
+        for x, y, text, size, weight in self.texts:
+            figure.text(x / self.width, 1 - y / height, text, size=size, weight=weight, **style)
+        return figure
+
+
+def make_page(rows, heading, note, bars=(), scale=1):
+    """A page as a matplotlib figure: heading, note, colour bars, rows of Tiles."""
+    widths = column_widths(rows, scale)
+    page = Page(max(2 * MARGIN - GAP + sum(widths) + GAP * len(widths), 700), scale)
+    for place, bar in enumerate(bars, 1):
+        x = page.width - MARGIN - 180 * place + 20
+        colours = colorize(np.linspace(0, 1, 160 * scale)[None], bar.colormap)
+        y = page.paste(x, MARGIN, np.repeat(colours, 12 * scale, axis=0))
+        page.write(x, y, f"0 … {bar.end}", 160)
+    room = page.width - 2 * MARGIN - 180 * len(bars)
+    y = page.write(MARGIN, MARGIN, heading, room, 11, "bold")
+    y = page.write(MARGIN, y, note, room) + GAP
+    lefts = [MARGIN + sum(widths[:column]) + GAP * column for column in range(len(widths))]
     for row in rows:
-        xs = [MARGIN + sum(widths[:column]) + GAP * column for column in range(len(row))]
-        below = max(write(x, y, title, wide) for x, (_, title), wide in zip(xs, row, widths))
-        images += [(x, below, picture) for x, (picture, _) in zip(xs, row)]
-        y = below + max(picture.shape[0] for picture, _ in row) + GAP
-    height = y + MARGIN - GAP
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    for x, y, picture in images:
-        figure.figimage(picture, x, height - y - picture.shape[0])
-    for x, y, text, size, weight in texts:
-        figure.text(x / width, 1 - y / height, text, size=size, weight=weight, family="monospace", va="top",
-                    linespacing=1.27, parse_math=False)
-    return figure
+        placed = list(zip(lefts, widths, row, strict=False))  # a row may be shorter than others
+        below = max(page.write(x, y, tile.title, width) for x, width, tile in placed)
+        y = GAP + max(page.paste(x, below, tile.picture) for x, _, tile in placed)
+    return page.draw(round(y) + MARGIN - GAP)
 
 
-class View:
-    """One photograph before one network: what figures are drawn from, and how they are saved."""
+def column_widths(rows, scale):
+    """Pixels of each column of a page."""
+    widths = []
+    for column in range(max(map(len, rows))):
+        pictures = [row[column].picture.shape[1] / scale for row in rows if column < len(row)]
+        widths.append(max(100, *map(round, pictures)))
+    return widths
 
-    def __init__(self, options, network, path, pixels):
-        self.options, self.network, self.path, self.pixels, self.layer = options, network, path, pixels, network.layer
-        self.x, self.logits = network.prepare(pixels), None
 
-    def keep(self, logits):
-        """Keep logits, float32 (n_classes,), as self.logits, the indices of the classes asked for as self.classes."""
-        if not np.isfinite(logits).all():
-            raise UserError(f"{self.network.label} answers with numbers that are not finite: are its weights whole?")
-        if self.network.probabilities(logits).numpy().max() > 0.999999:
-            tell(f"{self.network.label} has no doubt (p > 0.999999): is --preprocess {self.options.preprocess} right?")
-        self.logits, ranked = logits, np.argsort(-logits, kind="stable").tolist()
-        asked = [[word] if isinstance(word, int) else ranked[:int(word[3:])] for word in self.options.classes]
-        self.classes = list(dict.fromkeys(sum(asked, [])))
+def check_height(options, rows, tile_height):
+    """UserError for a page of so many rows that is too high for a JPEG, before it is computed."""
+    height = options.scale * 120 + rows * (tile_height + options.scale * 40)
+    if options.format == "jpg" and height > MAX_JPEG:
+        limit = f"a JPEG ends at {MAX_JPEG:,} pixels, the page would have {height:,}"
+        raise UserError(
+            f"{limit}: draw fewer kernels, or give --format png, which has no such limit"
+        )
 
-    def save(self, figure, rows, note, arrays, bars=None, photos=None, label=None):
-        """Write a page. photos: paths, of a page over several; label: of one over networks, whose names arrays bear."""
-        options, whose = self.options, label or self.network.label
-        method = f" · {options.method}" if "method" in options and figure != "kernels" else ""
-        note, stem = (note, options.group) if photos else (f"{self.path.name} · {note}", options.stems[self.path])
-        heading = f"{whose} · {figure.replace('_', ' ')}{method} · weights: {Path(options.weights).name}"
-        page = lay_out(rows, heading, note, [(options.colormap, "max")] if bars is None else bars)
-        self.write(figure, f"{stem}_{whose.lower()}_{figure}", page, arrays, photos, label)
 
-    def write(self, figure, stem, page, arrays, photos=None, label=None):
-        """Write a matplotlib figure, with its settings in its metadata, after the numbers behind it."""
-        options, kind, name = self.options, self.options.format, (label or self.network.label).lower()
-        if options.arrays:
-            own = {} if photos else {"input": self.x} | ({} if self.logits is None else {"logits": self.logits})
-            arrays = arrays if label else {f"{name}/{key}": value for key, value in {**own, **arrays}.items()}
-            write_whole(options.output / f"{stem}.npz", lambda file: np.savez(file, **arrays))
-        about = drawn_with(options, figure, name, photos or [self.path])
-        how = {"pil_kwargs": {"quality": 92, "comment": about}} if kind == "jpg" else {"metadata": {"Subject": about}}
-        write_whole(options.output / f"{stem}.{kind}", lambda file: page.savefig(file, format=kind, **how))
+# --- results ---
+
+
+@dataclass(frozen=True)
+class Result:
+    """A figure that a run draws: by which network, of which photographs, what it is called."""
+
+    options: argparse.Namespace
+    figure: str
+    network: str  # its name, in the file's
+    paths: tuple
+    stem: str
+
+    def settings(self):
+        """What it is drawn with, for its metadata: names, never folders."""
+        options = vars(self.options)
+        chosen = {key: value for key, value in options.items() if key.upper() in READERS}
+        chosen |= {"weights": self.options.weights.title, "arrays": self.options.arrays}
+        for key in ("labels", "boxes", "import"):
+            chosen[key] = Path(str(chosen.get(key, ""))).name
+        del chosen["output"]
+        names = [path.name for path in self.paths[:9]]
+        what = {"script": self.options.script, "figure": self.figure, "network": self.network}
+        return {**what, "photographs": names, "album": self.album_digest(), **chosen}
+
+    def album_digest(self):
+        """By which it is known whether other photographs were meant."""
+        resolved = "\n".join(str(path.resolve()) for path in self.paths)
+        return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
+
+    def digest(self):
+        """By which it is known whether files or settings have changed."""
+        files = [*self.paths, self.options.weights.path, self.options.labels or None]
+        stamps = [os.stat(path).st_mtime_ns for path in files if path and os.path.exists(path)]
+        text = json.dumps([self.settings(), stamps], default=str)
+        return hashlib.sha1(text.encode()).hexdigest()
+
+    def about(self, count):
+        """The text that a picture carries. count: how many files the figure has."""
+        settings = {**self.settings(), "files": count, "digest": self.digest()}
+        return json.dumps(settings, default=str)
+
+    def is_drawn(self):
+        """Whether it is to be left out, since all of it is there, drawn with the same settings."""
+        if not self.options.skip_existing:
+            return False
+        name = glob.escape(f"{self.stem}_") + "*" + glob.escape(f"{self.network}_{self.figure}")
+        digest = f'"digest": "{self.digest()}"'.encode()
+        wanted, there = 1, 0
+        for path in self.options.output.glob(f"{name}*.{self.options.format}"):
+            carried = path.read_bytes()
+            if digest in carried:
+                there += 1
+                wanted = int(re.search(rb'"files": (\d+)', carried)[1])
+        return there >= wanted
+
+    def path(self, ending, suffix=""):
+        """Where it lands: beside a figure of the same name that is of other photographs."""
+        stem = self.stem
+        for number in range(2, 1000):
+            name = f"{stem}_{self.network}_{self.figure}{suffix}"
+            picture = self.options.output / f"{name}.{self.options.format}"
+            ours = f'"album": "{self.album_digest()}"'.encode()
+            if len(self.paths) == 1 or not picture.exists() or ours in picture.read_bytes():
+                break
+            stem = f"{self.stem}_{number}"
+        return self.options.output / f"{name}.{ending}"
+
+    def write(self, page, arrays, suffix="", count=1):
+        """Write a page, a matplotlib figure or the pixels of a picture, after its arrays."""
+        kind, about = self.options.format, self.about(count)
+        if self.options.arrays:
+            write_whole(self.path("npz", suffix), lambda file: np.savez(file, **arrays))
+        if isinstance(page, Figure):
+            how = {"pil_kwargs": {"quality": 92, "comment": about}} if kind == "jpg" else {}
+            if kind != "jpg":
+                how = {"metadata": {"Subject": about}}
+            write_whole(
+                self.path(kind, suffix), lambda file: page.savefig(file, format=kind, **how)
+            )
+        else:
+            write_whole(self.path(kind, suffix), lambda file: save_pixels(file, page, kind, about))
+
+
+def save_pixels(file, pixels, kind, about):
+    """Write pixels, uint8 (H, W, 3), as jpg, png or pdf that carries a text."""
+    picture = Image.fromarray(pixels)
+    if kind == "jpg":
+        picture.save(file, "JPEG", quality=92, comment=about)
+    elif kind == "png":
+        text = PngInfo()
+        text.add_text("Subject", about)
+        picture.save(file, "PNG", pnginfo=text)
+    else:
+        picture.save(file, "PDF", subject=about, resolution=100)
+
+
+def is_result(path):
+    """Whether a picture is one of our own, by its name and by what it carries."""
+    if not RESULT_NAME.search(path.name):
+        return False
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            carried = image.info.get("comment") or image.info.get("Subject") or ""
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return '"photographs": [' in str(carried)
 
 
 def write_whole(path, fill):
-    """Write a file beside its place and rename it, so that it appears whole or not at all; list it on stdout."""
-    file, part = io.BytesIO(), path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a file beside its place, then rename it: it appears whole or not. List it on stdout."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    file = io.BytesIO()
     fill(file)
     try:
         part.write_bytes(file.getbuffer())
@@ -582,19 +2141,417 @@ def write_whole(path, fill):
     os.write(1, os.fsencode(path) + b"\n")  # at once: whoever has read enough may close the pipe
 
 
-def drawn_with(options, figure, network, photos):
-    """What a picture is drawn with, for its metadata, and a digest by which that is known again."""
-    files = [path for path in (*photos, options.path, options.labels) if path and os.path.exists(path)]
-    stamps = [(str(path), os.stat(path).st_mtime_ns) for path in files]
-    about = {key: value for key, value in vars(options).items() if key.upper() in (*READERS, "SCRIPT", "ARRAYS")}
-    text = json.dumps({"figure": figure, "network": network, "photographs": [path.name for path in photos[:9]],
-                       **about}, default=str)
-    return f"{text} {hashlib.sha1(f'{text}{stamps}'.encode()).hexdigest()}"
+def progress(count):
+    """A function to be called once for each of so many steps: shows how long it will take."""
+    if count < 2 or not sys.stderr.isatty():
+        return lambda: None
+    bar = keras.utils.Progbar(count)
+    return functools.partial(bar.add, 1)
 
 
-def is_drawn(options, figure, network, stem, photos):
-    """Whether a figure is to be left out, since it is there, drawn with the same settings."""
-    digest = drawn_with(options, figure, network, photos)[-40:].encode()
-    paths = options.output.glob(f"{glob.escape(f'{stem}_{network}_{figure}')}*.{options.format}")
-    count = sum(isinstance(word, int) or int(word[3:]) for word in {*options.classes}) if figure == "overlay" else 1
-    return options.skip_existing and sum(digest in path.read_bytes() for path in paths) >= count
+def photographs(options, album, targets):
+    """Each readable Photo of which targets, (figure, network), are left to be drawn, and those."""
+    drawn, there = 0, 0
+    advance = progress(len(album.paths))
+    for path in album.paths if targets else ():
+        results = [Result(options, *target, (path,), album.stems[path]) for target in targets]
+        left = [result for result in results if not result.is_drawn()]
+        photo = album.read(path) if left else None
+        if photo:
+            yield photo, [(result.figure, result.network) for result in left]
+            drawn += 1
+        elif not left:
+            there += 1
+        advance()
+    if there or (targets and len(album.paths) > 1):
+        unreadable = len(album.unreadable)
+        warn(f"photographs: {drawn} drawn, {there} there already, {unreadable} unreadable")
+
+
+class Explanation:
+    """One photograph before one network: what figures are drawn from, and how they are saved."""
+
+    def __init__(self, options, network, photo):
+        self.options, self.network, self.photo = options, network, photo
+        self.x = network.prepare(photo.pixels)
+        self.logits = None  # float32 (n_classes,), once they are known
+        self.classes = []  # the indices of the classes asked for
+
+    def keep(self, logits):
+        """Keep logits, float32 (n_classes,), and which classes were asked for."""
+        label = self.network.label
+        if not np.isfinite(logits).all():
+            raise UserError(
+                f"{label} answers with numbers that are not finite: are its weights whole?"
+            )
+        if self.network.kind != "number" and self.network.probabilities(logits).max() > 0.999999:
+            how = self.network.preprocess
+            warn(f"{label} has no doubt (p > 0.999999): is --preprocess {how} right?")
+        self.logits = logits
+        self.classes = self.network.selection.among(logits)
+
+    def class_title(self, index, between="\n"):
+        """A class and its probability; of a regression the number."""
+        p = self.network.probabilities(self.logits)[index]
+        if self.network.kind == "number":
+            return f"{p:.4g}: red raises it, blue lowers it"
+        return f"{self.network.classes.title(index)}{between}p {p:.3f}"
+
+    def tile(self, columns):
+        """The photograph as a tile of a page of so many columns."""
+        return fit_tile(self.photo.pixels, columns, self.options.scale)
+
+    def at(self, layer, cells):
+        """The Geometry by which a map of so many cells, (h, w), of a layer is laid over."""
+        known = None
+        if layer and self.options.place == "field":
+            known = self.network.geometry(layer)
+        return known or tiled(self.x.shape[1:3], *cells, self.options.fit)
+
+    def laid(self, cam, layer, height, width):
+        """A signed map laid over so many pixels, float32."""
+        return place(cam, self.at(layer, cam.shape), height, width)
+
+    def in_input(self, layer, cells):
+        """`at`, for a picture of the network's input itself."""
+        return replace(self.at(layer, cells), fit="squeeze")
+
+    def heat(self, photo, cam, layer, title, **how):
+        """The Tile of a map over a photograph, with its maximum; in grey where none is positive.
+
+        how: word, before the maximum; lack, in its stead; colormap; scale, what is 1."""
+        if not cam.max() > 0:
+            lack = how.get("lack", "no positive evidence")
+            return Tile(grey_photo(photo), f"{title}\n{lack}")
+        colormap = how.get("colormap", self.options.colormap)
+        at = self.at(layer, cam.shape)
+        picture = overlay(photo, cam, at, colormap, scale=how.get("scale"))
+        return Tile(picture, f"{title}\n{how.get('word', 'max')} {cam.max():.3g}")
+
+    def predict(self, batch):
+        """Probabilities, float32 (N, n_classes), of inputs (N, H, W, channels)."""
+        return self.network.probabilities(self.network.logits(batch))
+
+    def grey_input(self):
+        """What the network is fed of grey, (channels,)."""
+        return self.network.prepare(np.full((9, 9, 3), 128, np.uint8))[0, 0, 0]
+
+    def grey(self, values, like):
+        """A projection or gradient as a picture of the size of another."""
+        return signed_grey(values, like, self.network.preprocess)
+
+    def grey_over(self, values, photo):
+        """A projection as a picture that lies where the photograph lies, by --fit."""
+        size = self.x.shape[1:3]
+        at = tiled(size, *size, self.options.fit)
+        if self.options.fit == "squeeze":
+            return self.grey(values, photo)
+        laid = [place(channel, at, *photo.shape[:2]) for channel in np.moveaxis(values, -1, 0)]
+        return dim(self.grey(np.stack(laid, axis=-1), photo), at)
+
+    def result(self, figure):
+        """Where a figure of it lands."""
+        return Result(self.options, figure, self.network.name, (self.photo.path,), self.photo.stem)
+
+    def arrays(self, arrays):
+        """Arrays under the network's name, with its input, logits and the geometry of layers."""
+        arrays = {"input": self.x, **arrays}
+        if self.logits is not None:
+            arrays["logits"] = self.logits
+        for layer in {*self.network.layers, self.network.layer}:
+            known = self.network.geometry(layer)
+            if known and any(key.startswith(f"{layer}/") for key in arrays):
+                arrays[f"{layer}/geometry"] = known.cells
+        return {f"{self.network.name}/{key}": array for key, array in arrays.items()}
+
+    def save(self, figure, rows, note, arrays, bars=None):
+        """Write a page of this photograph. rows: lists of Tiles; bars: Bars."""
+        options = self.options
+        bars = [Bar(options.colormap, "max")] if bars is None else bars
+        heading = page_heading(options, self.network.about or self.network.label, figure)
+        page = make_page(rows, heading, f"{self.photo.path.name} · {note}", bars, options.scale)
+        self.result(figure).write(page, self.arrays(arrays))
+
+    def save_joint(self, figure, rows, note, arrays, views):
+        """Write a page over several networks; arrays bear their names."""
+        if len(views) == 1:
+            return self.save(figure, rows, note, arrays)
+        options = self.options
+        joint = Result(options, figure, "vgg", (self.photo.path,), self.photo.stem)
+        heading = page_heading(options, "VGG", figure)
+        bars = [Bar(options.colormap, "max")]
+        page = make_page(rows, heading, f"{self.photo.path.name} · {note}", bars, options.scale)
+        joint.write(page, arrays)
+
+
+def album_result(options, network, album, figure):
+    """Where a figure over all photographs lands."""
+    return Result(options, figure, network.name, tuple(album.paths), album.name)
+
+
+def save_page(options, network, album, figure, rows, note, arrays):
+    """Write a page over all photographs."""
+    heading = page_heading(options, network.about or network.label, figure)
+    bars = [Bar(options.colormap, "max")]
+    page = make_page(rows, heading, note, bars, options.scale)
+    arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
+    album_result(options, network, album, figure).write(page, arrays)
+
+
+def page_heading(options, label, figure):
+    """The first line of a page."""
+    method = f" · {options.method}" if "method" in options and figure != "kernels" else ""
+    return f"{label} · {figure.replace('_', ' ')}{method} · weights: {options.weights.title}"
+
+
+# --- Trust: deletion and insertion, rank correlation, occlusion ---
+
+
+class Trial(NamedTuple):
+    """Deletion or insertion, by its name. curves: probabilities of a class, (1 + count, 11), while
+    0, 10 … 100 % of the pixels are exchanged: in the order of a map, then in random orders."""
+
+    name: str
+    curves: np.ndarray
+
+    def areas(self):
+        """Areas under the curves by trapezoids, 0 to 1: of the map; random orders' mean, and two of
+        their sample standard deviations."""
+        area, *others = (self.curves[:, 1:] + self.curves[:, :-1]).mean(axis=1) / 2
+        return area, np.mean(others), 2 * np.std(others, ddof=1)
+
+    def verdict(self):
+        """`better than`, `worse than` or `like` chance; a small area of deletion is good."""
+        area, chance, spread = self.areas()
+        gain = chance - area if self.name == "deletion" else area - chance
+        if gain > spread:
+            return "better than"
+        return "worse than" if gain < -spread else "like"
+
+    def title(self):
+        area, chance, spread = self.areas()
+        verdict = f"{self.verdict()} chance, {chance:.4g} ± {spread:.2g}"
+        return f"{self.name}: area {area:.4g}\n{verdict}"
+
+
+def exchange(start, end, order, probabilities_of):
+    """Probabilities (11, n_classes) while pixels of start, (H, W, C), become those of end, in an
+    order (H * W,) of their indices."""
+    rank = np.argsort(order).reshape(*start.shape[:2], 1)
+    gone = np.linspace(0, order.size, 11).round()
+    return probabilities_of(np.where(rank < gone[:, None, None, None], end, start))
+
+
+def warmest_first(heats, shape, count):
+    """Orders of the pixels of maps of a shape (H, W), then `count` random ones of 7 × 7 patches."""
+    size = shape[::-1]
+    noise = np.random.default_rng(0).random((count + 1, 7, 7))
+    ties, *chance = [cv2.resize(each, size, interpolation=cv2.INTER_NEAREST) for each in noise]
+    # Equally warm pixels leave in random patches, too.
+    return [np.lexsort((ties.ravel(), -heat.ravel())) for heat in [*heats, *chance]]
+
+
+def deletion_and_insertion(x, heats, grey, probabilities_of, count=10):
+    """Petsiuk et al. 2018, arXiv 1806.07421, section 4: in steps of 10 % of the pixels, the warmest
+    first, the photograph gives way to grey (deletion), or a blurred copy to the photograph
+    (insertion); after the maps in `count` random orders of 7 × 7 patches.
+
+    x: float32 (1, H, W, C), as the network is fed; grey: (C,) or (H, W, C), likewise. heats: {class
+    index: map (H, W)}. probabilities_of(batch (N, H, W, C)) gives (N, n_classes).
+    Returns {class index: [Trial of deletion, Trial of insertion]}.
+    """
+    photo = x[0]
+    orders = warmest_first(list(heats.values()), photo.shape[:2], count)
+    blurred = cv2.GaussianBlur(photo, (11, 11), 5).reshape(photo.shape)
+    trials = {index: [] for index in heats}
+    for name, start, end in (("deletion", photo, grey), ("insertion", blurred, photo)):
+        curves = np.stack([exchange(start, end, order, probabilities_of) for order in orders])
+        for place, index in enumerate(heats):
+            chosen = [place, *range(len(heats), len(orders))]
+            trials[index].append(Trial(name, curves[chosen, :, index]))
+    return trials
+
+
+def curve_tile(trial, height=220):
+    """A map's curve in red, over that of random orders ± two sample standard deviations."""
+    curve, *others = trial.curves
+    mean = np.mean(others, axis=0)
+    spread = 2 * np.std(others, axis=0, ddof=1)
+    highest = np.minimum(mean + spread, 1)
+    shares = np.linspace(0, 100, 11)
+    figure = Figure(figsize=(2.8, height / 100), dpi=100)
+    axes = figure.add_axes((0.27, 48 / height, 0.67, 1 - 58 / height))
+    axes.fill_between(shares, np.maximum(mean - spread, 0), highest, color="0.85")
+    axes.plot(shares, mean, "grey", shares, curve, "C3")
+    ceiling = 1.1 * min(max(highest.max(), curve.max()), 1) or 1
+    axes.set(xlim=(0, 100), ylim=(0, ceiling), ylabel="probability")
+    axes.set_xlabel(f"% of pixels, {trial.name}")
+    axes.yaxis.set_major_formatter("{x:.2g}")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Tile(np.asarray(canvas.buffer_rgba())[..., :3], trial.title())
+
+
+def shared_ranks(values):
+    """Twice the rank of each value, (size,); equal values have their mean rank."""
+    ordered = np.sort(values, axis=None)
+    below = np.searchsorted(ordered, values.ravel(), "left")
+    return below + np.searchsorted(ordered, values.ravel(), "right")
+
+
+def rank_correlation(first, second):
+    """Spearman's, of two arrays of one size; NaN where one is constant."""
+    with np.errstate(invalid="ignore"):
+        return np.corrcoef(shared_ranks(first), shared_ranks(second))[0, 1]
+
+
+class Occlusion(NamedTuple):
+    """squares: (slice of y, slice of x) of each position, row by row. values: for each array that
+    `evaluate` gave one of shape (rows, columns, …)."""
+
+    squares: list
+    values: list
+
+    def hidden(self, heat):
+        """The mean of a map (H, W) under each square, (rows, columns)."""
+        means = [heat[square].mean() for square in self.squares]
+        return np.reshape(means, self.values[0].shape[:2])
+
+
+def occlude(x, grey, evaluate, patch=25, stride=7):
+    """An Occlusion: what a network answers where a grey square hides a part of the photograph
+    (Zeiler and Fergus 2013, arXiv 1311.2901, section 4.2 and figure 7).
+
+    x: float32 (1, H, W, C). grey: (C,), of x's kind. evaluate(batch (N, H, W, C)) gives a tuple of
+    arrays (N, …). patch, stride: the square's width and steps, percent of the shorter side.
+    """
+    downs, acrosses = (hiding_slices(x.shape[1:3], axis, patch, stride) for axis in (0, 1))
+    answers = []
+    answers = []
+    for down in downs:
+        batch = np.repeat(x, len(acrosses), axis=0)
+        for picture, across in zip(batch, acrosses, strict=True):
+            picture[down, across] = grey
+        answers.append(evaluate(batch))
+    values = [np.stack(rows) for rows in zip(*answers, strict=True)]
+    return Occlusion([*itertools.product(downs, acrosses)], values)
+
+
+def hiding_slices(shape, axis, patch, stride):
+    """What squares hide along one axis of (H, W), cut off at the borders."""
+    side = max(round(min(shape) * patch / 100), 1)
+    step = max(round(min(shape) * stride / 100), 1)
+    starts = np.arange(step // 2, shape[axis], step) - side // 2
+    return [slice(max(start, 0), start + side) for start in starts.tolist()]
+
+
+# --- Kernels: which are drawn, and what is cut out of their projections ---
+
+
+def inner_responses(maps, inside):
+    """The strongest response of each kernel of maps (…, h, w, K) in the cells where inside, bool
+    (h, w), or everywhere if there are none: (…, K). Inside are those whose receptive field lies in
+    the photograph: some kernels answer most to the black frame of zero padding."""
+    counted = inside if inside.any() else np.ones_like(inside)
+    return maps[..., counted, :].max(axis=-2)
+
+
+def top_kernels(maps, inside, selection):
+    """The kernels that a Selection asks for, ranked by `inner_responses` of maps (h, w, K)."""
+    return selection.among(inner_responses(maps, inside))
+
+
+def diverse_kernels(maps, inside, count=9, limit=0.8):
+    """The strongest kernel of maps (h, w, K), then the strongest whose maps correlate less than
+    limit with all chosen ones; filled up with the strongest of the rest whose maps vary."""
+    ranked = np.argsort(-inner_responses(maps, inside), kind="stable")
+    flat = maps.reshape(-1, maps.shape[-1]).T
+    varied = [kernel for kernel in ranked.tolist() if np.ptp(flat[kernel])]
+    if not varied:
+        return ranked[:count].tolist()
+    centred = flat - flat.mean(axis=1, keepdims=True)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-30)
+    chosen = []
+    for kernel in varied:
+        if len(chosen) < count and (unit[chosen] @ unit[kernel] < limit).all():
+            chosen.append(kernel)
+    rest = [kernel for kernel in varied if kernel not in chosen]
+    return (chosen + rest)[:count]
+
+
+def patches(projections, share=0.95):
+    """Squares of one size that hold a share of the absolute values of projections of strongest
+    positions, (N, H, W, C): around their medians along y and x, moved inside at the borders, as
+    large as the largest of them needs. Returns N tuples (slice of y, slice of x)."""
+    masses = np.abs(projections).sum(axis=-1, dtype=np.float64)
+    medians = [median_position(mass) for mass in masses]
+    sizes = [patch_size(mass, at, share) for mass, at in zip(masses, medians, strict=True)]
+    return [square_around(at, max(sizes), masses.shape[1:]) for at in medians]
+
+
+def median_position(mass):
+    """The median (y, x) of mass, numbers >= 0, (H, W)."""
+    sums = [np.cumsum(mass.sum(axis=other)) for other in (1, 0)]
+    return [int(np.searchsorted(along, along[-1] / 2)) for along in sums]
+
+
+def square_around(centre, size, shape):
+    """Slices of a square inside a picture (H, W); a side that is too long is cut."""
+    sides = np.minimum(size, shape)
+    starts = np.clip(centre - sides // 2, 0, shape - sides)
+    return tuple(slice(*ends) for ends in zip(starts, starts + sides, strict=True))
+
+
+def patch_size(mass, centre, share):
+    """The smallest size of a square around a centre that holds a share of mass, (H, W)."""
+
+    def held(size):
+        return mass[square_around(centre, size, mass.shape)].sum()
+
+    return 1 + bisect.bisect_left(range(1, max(mass.shape)), share * mass.sum(), key=held)
+
+
+def mosaic(pictures, columns=3):
+    """Pictures of one size, uint8 (h, w, 3), side by side with white lines in between."""
+    framed = [np.pad(each, ((1, 1), (1, 1), (0, 0)), constant_values=255) for each in pictures]
+    missing = -len(framed) % columns
+    framed += [np.full_like(framed[0], 255)] * missing
+    starts = range(0, len(framed), columns)
+    return np.vstack([np.hstack(framed[start : start + columns]) for start in starts])
+
+
+class Best(NamedTuple):
+    """The photographs that excite each kernel most, at most nine, the strongest first, of equals
+    the first. activations: float32 (n, K). numbers: of photographs, int (n, K)."""
+
+    activations: np.ndarray
+    numbers: np.ndarray
+
+    def merge(self, activations, numbers):
+        """The best of these and of others: activations (n, K), numbers (n, K) or (n, 1)."""
+        activations = np.concatenate([self.activations, activations])
+        numbers = np.broadcast_to(numbers, (len(numbers), activations.shape[1]))
+        numbers = np.concatenate([self.numbers, numbers])
+        order = np.lexsort((numbers, -activations), axis=0)[:9]
+        return Best(*[np.take_along_axis(each, order, axis=0) for each in (activations, numbers)])
+
+
+def read_ahead(album, numbers, prepare, size=8):
+    """Lists of (number, network's input) of readable photographs, one list ahead of its use."""
+
+    def read(number):
+        photo = album.read(album.paths[number])
+        return [(number, prepare(photo.pixels))] if photo else []
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ahead = []
+        for start in range(0, len(numbers) + size, size):
+            ready = ahead
+            ahead = [pool.submit(read, number) for number in numbers[start : start + size]]
+            yield list(itertools.chain(*[done.result() for done in ready]))
+
+
+def beaten(trials):
+    """In which trials a map is better than chance, in words."""
+    names = [trial.name for trial in trials if trial.verdict() == "better than"]
+    return " and ".join(names) or "neither"

@@ -1,7 +1,8 @@
 """A network of one's own, trained in a few minutes on drawn shapes: what Image/shapes.keras and Image/shapes.png are.
 
-    python tests/shapes.py folder
+python tests/shapes.py folder
 """
+
 import sys
 from pathlib import Path
 
@@ -10,17 +11,26 @@ import numpy as np
 
 NAMES = ["disc", "cross", "triangle", "square"]
 CORNERS = {  # of a shape of size 1 around (0, 0)
-    "cross": [(a, b) for turn in range(4) for x, y in ((1, -0.2), (1, 0.2), (0.2, 0.2))
-              for a, b in [((x, y), (-y, x), (-x, -y), (y, -x))[turn]]],
+    "cross": [
+        (a, b)
+        for turn in range(4)
+        for x, y in ((1, -0.2), (1, 0.2), (0.2, 0.2))
+        for a, b in [((x, y), (-y, x), (-x, -y), (y, -x))[turn]]
+    ],
     "triangle": [(np.cos(angle), np.sin(angle)) for angle in np.arange(3) * 2 * np.pi / 3],
-    "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]}
+    "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+}
 
 
 def background(generator, side):
     """Clouds of colour, uint8 (side, side, 3)."""
-    clouds = sum(weight * cv2.resize(generator.normal(size=(cells, cells, 3)), (side, side),
-                                     interpolation=cv2.INTER_CUBIC)
-                 for cells, weight in ((2, 40), (5, 25), (12, 12), (40, 8)))
+    clouds = sum(
+        weight
+        * cv2.resize(
+            generator.normal(size=(cells, cells, 3)), (side, side), interpolation=cv2.INTER_CUBIC
+        )
+        for cells, weight in ((2, 40), (5, 25), (12, 12), (40, 8))
+    )
     return np.uint8(np.clip(clouds + generator.uniform(60, 190, 3), 0, 255))
 
 
@@ -28,9 +38,13 @@ def draw(picture, name, generator, centre, size):
     """Draw a shape of any colour, turned by any angle."""
     colour, angle = generator.integers(0, 256, 3).tolist(), generator.uniform(0, 2 * np.pi)
     if name == "disc":
-        return cv2.circle(picture, np.int32(centre).tolist(), int(0.9 * size), colour, -1, cv2.LINE_AA)
+        return cv2.circle(
+            picture, np.int32(centre).tolist(), int(0.9 * size), colour, -1, cv2.LINE_AA
+        )
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return cv2.fillPoly(picture, [np.int32(centre + size * np.array(CORNERS[name]) @ turn)], colour, cv2.LINE_AA)
+    return cv2.fillPoly(
+        picture, [np.int32(centre + size * np.array(CORNERS[name]) @ turn)], colour, cv2.LINE_AA
+    )
 
 
 def examples(count, seed, side=96):
@@ -39,8 +53,15 @@ def examples(count, seed, side=96):
     pictures, numbers = [], generator.integers(0, len(NAMES), count)
     for number in numbers:
         size = generator.uniform(0.12, 0.3) * side
-        pictures.append(draw(background(generator, side), NAMES[number], generator,
-                             generator.uniform(size, side - size, 2), size))
+        pictures.append(
+            draw(
+                background(generator, side),
+                NAMES[number],
+                generator,
+                generator.uniform(size, side - size, 2),
+                size,
+            )
+        )
     return np.stack(pictures), numbers
 
 
@@ -48,17 +69,25 @@ def train(epochs=8, count=12000):
     """A small CNN, from pixels (0 to 255) to probabilities, that tells the shapes apart."""
     import keras
     from keras import layers
+
     keras.utils.set_random_seed(0)
     stack = [keras.Input((96, 96, 3)), layers.Rescaling(1 / 127.5, -1)]
     for block, width in enumerate((16, 32, 48, 64), 1):
         for number in (1, 2):
-            stack += [layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}_{number}"),
-                      layers.BatchNormalization(momentum=0.9), layers.ReLU(name=f"relu{block}_{number}")]
+            stack += [
+                layers.Conv2D(
+                    width, 3, padding="same", use_bias=False, name=f"conv{block}_{number}"
+                ),
+                layers.BatchNormalization(momentum=0.9),
+                layers.ReLU(name=f"relu{block}_{number}"),
+            ]
         stack.append(layers.MaxPooling2D(name=f"pool{block}"))
     stack[-1:] = [layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")]
     model = keras.Sequential(stack, name="shapes")
     rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * (count // 128 + 1))
-    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
     model.fit(*examples(count, 0), 128, epochs, verbose=2, validation_data=examples(1000, 1))
     model.compile()  # without the optimizer's numbers the file is a third as large
     return model

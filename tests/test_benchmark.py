@@ -1,4 +1,5 @@
 """README claims what one run of benchmark.py measured, line for line; nothing is timed here."""
+
 import json
 
 import pytest
@@ -20,12 +21,20 @@ def test_readme_shows_the_lines_of_one_run_in_their_order(table):
 
 
 def test_the_peers_were_there():
-    assert {"tf-keras-vis", "torch", "captum"} <= set(RUN["packages"]) and all(line.rounds for line in LINES)
+    assert {"tf-keras-vis", "torch", "captum"} <= set(RUN["packages"]) and all(
+        line.rounds for line in LINES
+    )
 
 
-@pytest.mark.parametrize("rounds, least, aim", [
-    ([3, 1, 2], False, "≤ 2"), ([3, 1, 2.1], False, "≤ 2, missed"), ([3, 1, 2], True, "≥ 2"),
-    ([3, 1, 1.9], True, "≥ 2, missed")])
+@pytest.mark.parametrize(
+    "rounds, least, aim",
+    [
+        ([3, 1, 2], False, "≤ 2"),
+        ([3, 1, 2.1], False, "≤ 2, missed"),
+        ([3, 1, 2], True, "≥ 2"),
+        ([3, 1, 1.9], True, "≥ 2, missed"),
+    ],
+)
 def test_a_missed_aim_is_said(rounds, least, aim):
     line = Line("claim", rounds, "passes", 2, "ours", "theirs", least)
     assert summary(line) == f"| claim | {sorted(rounds)[1]:.3g} passes | {aim} |"
