@@ -317,7 +317,10 @@ def draw_trust(view):
         rows.append(
             [
                 Tile(first.picture, f"{first.title}\nbeats chance: {beaten}"),
-                *[utils.curve_tile(trial, photo.shape[0]) for trial in (deletion, insertion)],
+                *[
+                    utils.curve_tile(trial, max(photo.shape[0], 180))
+                    for trial in (deletion, insertion)
+                ],
                 view.heat(photo, other, layer, title),
             ]
         )
@@ -358,7 +361,7 @@ MODULES = {  # widths: 1x1 | 1x1 then 3x3 | 1x1 then 3x3 | pool then 1x1
 
 
 class Branch(NamedTuple):
-    """A convolution of a module: its TF-Slim name, in which branch it is, its channels and extent."""
+    """A convolution of a module: its TF-Slim name, its branch's number, its channels and extent."""
 
     name: str
     number: int

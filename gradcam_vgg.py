@@ -329,7 +329,10 @@ def draw_trust(view):
         rows.append(
             [
                 Tile(first.picture, f"{first.title}\nbeats chance: {beaten}"),
-                *[utils.curve_tile(trial, photo.shape[0]) for trial in (deletion, insertion)],
+                *[
+                    utils.curve_tile(trial, max(photo.shape[0], 180))
+                    for trial in (deletion, insertion)
+                ],
                 view.heat(photo, other, layer, title),
             ]
         )
