@@ -179,7 +179,7 @@ def some_of(*known):
             raise argparse.ArgumentTypeError(f"it takes names, not {text!r}")
         if not known:
             return words
-        if "all" in words:
+        if "all" in words and "all" not in known:
             return list(known)
         for word in words:
             if word.lower() not in names:
@@ -592,8 +592,8 @@ class ClassNames:
     def answers(self, index):
         """The words by which a class can be asked for, lower case."""
         name = plain(self.names[index])
-        numbered = re.fullmatch(rf"{index} (.+)", name)  # «0 rock», as Teachable Machine writes it
-        return {plain(self.synsets[index]), name, numbered[1] if numbered else name}
+        bare = name.removeprefix(f"{index} ")  # «0 rock», as Teachable Machine writes it
+        return {plain(self.synsets[index]), name, bare}
 
     def index(self, word):
         """The class called by an index, a WordNet id or a name. UserError where there is none."""
@@ -1243,7 +1243,7 @@ MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other
     ),
     r"^\w+: Unrecognized keyword .* to (\w+): {'(\w+)'": r"\1 has no '\2' in this Keras",
     "^DataLossError": "it is no checkpoint, or not a whole one",
-    "^ValueError: .*allow_pickle": "it holds no arrays, or pickled ones",
+    "^ValueError: .*allow_pickle=False": "it holds no arrays, or pickled ones",
     r"^(BadZipFile|OSError: .*Unable to|KeyError: .*(model_config|config\.json))": (
         "it is no network of Keras, or not a whole one"
     ),
@@ -2011,7 +2011,7 @@ def column_widths(rows, scale):
 
 def check_height(options, rows, tile_height):
     """UserError for a page of so many rows that is too high for a JPEG, before it is computed."""
-    height = options.scale * 120 + rows * (tile_height + options.scale * 40)
+    height = options.scale * 120 + rows * (tile_height + options.scale * 60)  # three lines each
     if options.format == "jpg" and height > MAX_JPEG:
         limit = f"a JPEG ends at {MAX_JPEG:,} pixels, the page would have {height:,}"
         raise UserError(
@@ -2113,7 +2113,7 @@ def save_pixels(file, pixels, kind, about):
         text.add_text("Subject", about)
         picture.save(file, "PNG", pnginfo=text)
     else:
-        picture.save(file, "PDF", subject=about, resolution=100)
+        picture.save(file, "PDF", subject=about.encode(), resolution=100)  # text would be UTF-16
 
 
 def is_result(path):
@@ -2136,6 +2136,8 @@ def write_whole(path, fill):
     try:
         part.write_bytes(file.getbuffer())
         os.replace(part, path)
+    except OSError as error:  # a full disk is told without the file's name
+        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}") from error
     finally:
         part.unlink(missing_ok=True)
     os.write(1, os.fsencode(path) + b"\n")  # at once: whoever has read enough may close the pipe
