@@ -1,0 +1,101 @@
+"""How tests run the scripts: within their own process, which spares TensorFlow's start, or as a
+person's shell does."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+import utils
+
+ROOT = Path(__file__).resolve().parent.parent
+CAT_COFFEE = ROOT / "Image" / "cat_coffee.jpg"
+GRADCAM = ("gradcam_vgg", "gradcam_resnet50", "gradcam_googlenet")
+DECONVNET = ("deconvnet_vgg", "deconvnet_inceptionv3")
+SCRIPTS = GRADCAM + DECONVNET
+CHATTER = re.compile(
+    r"^[IWEF]\d{4}\b|^\d{4}-\d\d-\d\d|warning|onednn|cuda|absl|cpu_feature_guard|site-packages"
+    r"|traceback|retracing|font cache|exception ignored",
+    re.IGNORECASE,
+)
+
+
+class Done(NamedTuple):
+    """A program that has ended: its exit code, lines on stdout and on stderr, where it ran."""
+
+    code: int
+    out: list
+    err: list
+    cwd: Path
+
+    def files(self, folder="results"):
+        """The names in the output folder, hidden ones too: exactly those that stdout lists."""
+        names = sorted(path.name for path in (self.cwd / folder).iterdir())
+        assert sorted(self.out) == [f"{folder}/{name}" for name in names], self.err
+        return set(names)
+
+    def arrays(self, name, folder="results"):
+        with np.load(self.cwd / folder / f"{name}.npz", allow_pickle=False) as stored:
+            return dict(stored)
+
+    def error(self):
+        """The one line on stderr of a program that did nothing."""
+        assert (self.code, self.out, len(self.err)) == (2, [], 1), self.err
+        assert self.err[0].startswith("error: ")
+        return self.err[0]
+
+
+def start(script, *words, cwd, **env):
+    """A script as a shell starts it: without what the tests have set for TensorFlow."""
+    ours = ("TF_", "KERAS_", "PYTHON", "COLUMNS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    command = [sys.executable, ROOT / f"{script}.py", *map(str, words)]
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, cwd=cwd, env=kept | env, text=True, **pipes)
+
+
+def program(script, *words, cwd, **env):
+    with start(script, *words, cwd=cwd, **env) as process:
+        out, err = process.communicate(timeout=300)
+    return Done(process.returncode, out.splitlines(), err.splitlines(), Path(cwd))
+
+
+def read_options(monkeypatch, script, *words, **constants):
+    """The options of words typed behind a script, some of its constants having other values."""
+    module = importlib.import_module(script)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+    return utils.read_options({**vars(module), **constants})
+
+
+def call(monkeypatch, capfd, script, *words):
+    """A run within this process, where the test stands."""
+    module = importlib.import_module(script)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("logging.disable", lambda level: None)
+        code = utils.run(module.main)
+    sys.__stdout__.flush()
+    out, err = capfd.readouterr()
+    return Done(code, out.splitlines(), err.splitlines(), Path.cwd())
+
+
+def save_photo(path, seed=0, size=(120, 60)):
+    """A smooth picture that differs with the name and the seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng([seed, *path.stem.encode()])
+    small = generator.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size).save(path)
+    return path
+
+
+def carried(path):
+    """The text that a picture, jpg or png, carries."""
+    with Image.open(path) as image:
+        return image.info.get("Subject") or image.info["comment"].decode()
