@@ -273,7 +273,7 @@ def draw_guided(view):
     photo, layer, rows = view.tile(3), view.network.layer, []
     for index, saliency in view.guided.items():
         cam = view.cams[index]
-        heat = utils.heat_map(cam, *saliency.shape[:2], at=view.in_input(layer, cam.shape))
+        heat = utils.heat_map(cam, *saliency.shape[:2], at=view.at_input(layer, cam.shape))
         names = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
         pictures = [view.grey(saliency, photo), view.grey(saliency * heat[..., None], photo)]
         rows.append([view.overlaid(photo, index), *map(Tile, pictures, names)])
@@ -298,32 +298,20 @@ def draw_overlay(view):
 def draw_trust(view):
     """Can the map be believed: deletion and insertion against chance, and untrained weights."""
     network, layer, photo = view.network, view.network.layer, view.tile(4)
+    scale = view.options.scale
+    height = max(photo.shape[0] // scale, 180)
     control = utils.kept(network.model, "control", functools.partial(reinitialised, view.options))
-    classes = list(view.cams)
-    controls = grad_cam(control, view.x, [layer], classes, view.options.method)[0][layer]
-    size = view.x.shape[1:3]
-    heats = {
-        index: utils.place(cam, view.in_input(layer, cam.shape), *size)
-        for index, cam in view.cams.items()
-    }
+    controls = grad_cam(control, view.x, [layer], list(view.cams), view.options.method)[0][layer]
+    heats = {index: view.in_input(cam, layer) for index, cam in view.cams.items()}
     trials = utils.deletion_and_insertion(view.x, heats, view.grey_input(), view.predict)
     rows, arrays = [], view.cam_arrays()
-    for index, other in zip(classes, controls, strict=True):
-        deletion, insertion = trials[index]
-        beaten = utils.beaten(trials[index])
+    for (index, cam), other in zip(view.cams.items(), controls, strict=True):
         first = view.overlaid(photo, index)
-        correlation = utils.rank_correlation(view.cams[index], other)
+        verdict = f"{first.title}\nbeats chance: {utils.beaten(trials[index])}"
+        curves = [utils.curve_tile(trial, height, scale) for trial in trials[index]]
+        correlation = utils.rank_correlation(cam, other)
         title = f"weights re-initialised\nrank correlation {correlation:.2f}"
-        rows.append(
-            [
-                Tile(first.picture, f"{first.title}\nbeats chance: {beaten}"),
-                *[
-                    utils.curve_tile(trial, max(photo.shape[0], 180))
-                    for trial in (deletion, insertion)
-                ],
-                view.heat(photo, other, layer, title),
-            ]
-        )
+        rows.append([first._replace(title=verdict), *curves, view.heat(photo, other, layer, title)])
         arrays[f"{layer}/{index}/control"] = other
         arrays |= {f"{layer}/{index}/{trial.name}": trial.curves for trial in trials[index]}
     note = f"{layer} · red: warmest first; grey: random orders, ± two standard deviations"

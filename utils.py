@@ -714,6 +714,7 @@ def mirror(model, follow=None):
         while name in taken:
             name += "_"
         taken.add(name)
+        kwargs.pop("training", None)  # by default some layers train: the outer call decides
         output = Mirrored(operation, name)(*args, **kwargs)
         return follow(operation, output) if follow else output
 
@@ -2210,13 +2211,13 @@ class Explanation:
             known = self.network.geometry(layer)
         return known or tiled(self.x.shape[1:3], *cells, self.options.fit)
 
-    def laid(self, cam, layer, height, width):
-        """A signed map laid over so many pixels, float32."""
-        return place(cam, self.at(layer, cam.shape), height, width)
-
-    def in_input(self, layer, cells):
-        """`at`, for a picture of the network's input itself."""
+    def at_input(self, layer, cells):
+        """The same over the network's input itself."""
         return replace(self.at(layer, cells), fit="squeeze")
+
+    def in_input(self, cam, layer):
+        """A signed map laid over the network's input, float32 (H, W)."""
+        return place(cam, self.at_input(layer, cam.shape), *self.x.shape[1:3])
 
     def heat(self, photo, cam, layer, title, **how):
         """The Tile of a map over a photograph, with its maximum; in grey where none is positive.
@@ -2374,15 +2375,15 @@ def deletion_and_insertion(x, heats, grey, probabilities_of, count=10):
     return trials
 
 
-def curve_tile(trial, height=220):
+def curve_tile(trial, height=220, scale=1):
     """A map's curve in red, over that of random orders ± two sample standard deviations."""
     curve, *others = trial.curves
     mean = np.mean(others, axis=0)
     spread = 2 * np.std(others, axis=0, ddof=1)
     highest = np.minimum(mean + spread, 1)
     shares = np.linspace(0, 100, 11)
-    figure = Figure(figsize=(2.8, height / 100), dpi=100)
-    axes = figure.add_axes((0.27, 48 / height, 0.67, 1 - 58 / height))
+    figure = Figure(figsize=(2.8, height / 100), dpi=100 * scale)
+    axes = figure.add_axes((0.33, 48 / height, 0.61, 1 - 58 / height))
     axes.fill_between(shares, np.maximum(mean - spread, 0), highest, color="0.85")
     axes.plot(shares, mean, "grey", shares, curve, "C3")
     ceiling = 1.1 * min(max(highest.max(), curve.max()), 1) or 1
