@@ -121,6 +121,7 @@ def checked(model, x, classes, top=0):
         wanted = f"one x and at least one class below {count} are wanted"
         raise ValueError(f"{wanted}: {len(x)}, {list(classes)}")
     flat = utils.kept(model, "mirror", utils.mirror)
+    utils.check_channels(flat)
     utils.check_logits(flat)
     return flat
 
@@ -139,12 +140,15 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     flat = checked(model, x, classes, top)
     ordered = utils.in_order(flat, layers)
     outputs = [utils.get_operation(flat, name).output for name in ordered]
+    for name, output in zip(ordered, outputs, strict=True):
+        if len(getattr(output, "shape", ())) != 4:
+            raise ValueError(f"{name} gives no map")
     halves = utils.kept(model, tuple(ordered), lambda _: split(flat, outputs))
     maps, logits, gradients = halves(x, classes, top)
     cams = {}
     for layer, A, dy_dA in zip(ordered, maps, gradients, strict=True):
-        if dy_dA is None or len(A.shape) != 4:
-            raise ValueError(f"{layer} gives no map between the photograph and the logits")
+        if dy_dA is None:
+            raise ValueError(f"{layer} does not lie between the photograph and the logits")
         alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; the 0 is the photograph
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; ReLU when drawn
     return cams, logits.numpy()
