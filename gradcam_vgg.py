@@ -262,8 +262,9 @@ def draw_negative(view):
 
 def draw_one_class(view):
     """One class, large: photograph, heat map, overlay."""
-    index, layer = view.classes[0], view.network.layer
-    photo, cam = view.tile(3), view.cams[index]
+    layer, photo, cams = view.network.layer, view.tile(3), view.cams
+    index = view.classes[0]  # known by now
+    cam = cams[index]
     heat = utils.heat_map(cam, *photo.shape[:2], at=view.at(layer, cam.shape))
     colours = utils.colorize(heat, view.options.colormap)
     row = [Tile(photo, "photograph"), Tile(colours, "heat map"), view.overlaid(photo, index)]
