@@ -45,10 +45,11 @@ class Done(NamedTuple):
             return dict(stored)
 
     def error(self):
-        """The one line on stderr of a program that did nothing."""
-        assert (self.code, self.out, len(self.err)) == (2, [], 1), self.err
-        assert self.err[0].startswith("error: ")
-        return self.err[0]
+        """The line that a program ends with which drew nothing."""
+        lines = [line for line in self.err if line.startswith("error: ")]
+        assert (self.code, self.out, lines) == (2, [], self.err[-1:]), self.err
+        assert not [line for line in self.err if CHATTER.search(line)]
+        return lines[0]
 
 
 def start(script, *words, cwd, **env):
