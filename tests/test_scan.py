@@ -1,14 +1,12 @@
-"""deconvnet_vgg.py over folders: which photographs excite a kernel most, by one process, several workers or devices,
-against NumPy's ranking of the maps that Keras's `predict` gives; and the numbers behind the DeconvNet figures.
+"""DeconvNet's figures by the numbers: which photographs of a folder excite a kernel most, against
+NumPy's sorting of the maps that Keras's `predict` gives, and what is stored of each figure.
 
-The network is a small one of Keras, saved as a person saves it. Photographs have just the size of its input, so that
-nothing is resized, and `--preprocess unit` makes x = pixels / 255. `deconvnet` itself: test_deconvnet.py."""
+The network is a small one of Keras, saved as a person saves it. Photographs have the size of its
+input, so that nothing is resized, and `--preprocess unit` makes x = pixels / 255."""
 
-import json
-import os
+import argparse
+import functools
 import random
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,16 +17,14 @@ import numpy as np
 import pytest
 from keras import layers as kl
 from PIL import Image
+from runs import call, save_photo
 
 import deconvnet_vgg
 import utils
 
-SCRIPT, SIDES = Path(deconvnet_vgg.__file__), (40, 56)
-
-
-def save(path, pixels):
-    Image.fromarray(pixels).save(path)
-    return path
+SIDES = (40, 56)
+# Of conv2, whose cells are 2 pixels wide and see 8, those that see no padding.
+INNER = (slice(None), slice(2, 18), slice(2, 26))
 
 
 def photo(seed, height=SIDES[0], width=SIDES[1]):
@@ -41,18 +37,20 @@ def photo(seed, height=SIDES[0], width=SIDES[1]):
     return pixels
 
 
-def some(folder, *seeds):
-    return [save(folder / f"q{seed}.png", photo(seed)) for seed in seeds]
+def some(*seeds):
+    """Photographs where the test stands."""
+    for seed in seeds:
+        Image.fromarray(photo(seed)).save(f"q{seed}.png")
+    return [f"q{seed}.png" for seed in seeds]
 
 
-def tensor(pixels):
-    return pixels[None].astype(np.float32) / 255
+def tensor(*photos):
+    return np.stack(photos).astype(np.float32) / 255
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    """A folder with net.keras and photographs/, 17 files, of which one is no photograph and two are the same."""
-    folder = tmp_path_factory.mktemp("desk")
+def model(tmp_path_factory):
+    """A network, and the file that holds it."""
     inputs = keras.Input((*SIDES, 3))
     x = kl.MaxPooling2D()(kl.Conv2D(6, 3, padding="same", activation="relu", name="conv1")(inputs))
     x = kl.MaxPooling2D()(kl.Conv2D(12, 3, padding="same", activation="relu", name="conv2")(x))
@@ -60,412 +58,258 @@ def desk(tmp_path_factory):
     model = keras.Model(inputs, kl.Dense(4, activation="softmax")(kl.Flatten()(x)))
     rng = np.random.default_rng(1)
     for weight in model.weights:
-        weight.assign(rng.normal(scale=(2 / np.prod(weight.shape[:-1])) ** 0.5, size=weight.shape))
-    model.save(folder / "net.keras")
-    (folder / "photographs").mkdir()
-    photos = {f"p{number:02}": photo(min(number, 15)) for number in range(17)}
-    for stem, pixels in photos.items():
-        save(folder / "photographs" / f"{stem}.png", pixels)
-    (folder / "photographs" / "p05.png").write_text("not a photograph")
-    del photos["p05"]
-    return SimpleNamespace(folder=folder, model=model, photos=photos)
+        scale = (2 / np.prod(weight.shape[:-1])) ** 0.5
+        weight.assign(rng.normal(scale=scale, size=weight.shape))
+    path = tmp_path_factory.mktemp("net") / "net.keras"
+    model.save(path)
+    return SimpleNamespace(keras=model, path=path)
 
 
-def maps_of(desk, layer, *pictures):
-    part = keras.Model(desk.model.inputs[0], desk.model.get_layer(layer).output)
-    return part.predict(np.concatenate([tensor(pixels) for pixels in pictures]), verbose=0)
+def maps_of(model, layer, *photos):
+    part = keras.Model(model.keras.inputs[0], model.keras.get_layer(layer).output)
+    return part.predict(tensor(*photos), verbose=0)
 
 
-def back(desk, pixels, layer, kernel, mode="max", rule="deconvnet"):
-    return deconvnet_vgg.deconvnet(desk.model, tensor(pixels), layer, [kernel], mode, rule)[0]
-
-
-def read(path):
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+def back(model, pixels, layer, kernel, mode="max", rule="deconvnet"):
+    x = tensor(pixels)
+    return deconvnet_vgg.deconvnet(model.keras, x, layer, [kernel], mode, rule)[0]
 
 
 def assert_same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def start(desk, output, program=(SCRIPT,), **env):
-    arguments = [
-        "photographs",
-        "--weights",
-        "net.keras",
-        "--preprocess",
-        "unit",
-        "--arrays",
-        "--output",
-        output,
-        "--figures",
-        "top9",
-        "--layers",
-        "conv2",
-        "--mode",
-        "max",
-    ]
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        cwd=desk.folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | env,
-    )
+@pytest.fixture
+def draw(model, tmp_path, monkeypatch, capfd):
+    """Draw a figure: (how the program ended, the rows of its page, its arrays)."""
+    drawn, make_page = [], utils.make_page
+
+    def keep(rows, *more):
+        drawn.append(rows)
+        return make_page(rows, *more)
+
+    monkeypatch.setattr(utils, "make_page", keep)
+    monkeypatch.chdir(tmp_path)
+    words = ["--weights", model.path, "--preprocess", "unit", "--arrays"]
+    run = functools.partial(call, monkeypatch, capfd, "deconvnet_vgg", *words)
+
+    def draw(figure, *more):
+        done = run("--figures", figure, *more)
+        stem = next(Path(line).stem for line in done.out if line.endswith("npz"))
+        return done, drawn[-1], done.arrays(stem)
+
+    draw.run = run
+    return draw
 
 
-# --- the scan -------------------------------------------------------------------------------------------------------
+# --- the scan ---
 
 
-@pytest.fixture(scope="module")
-def one_process(desk):
-    process = start(desk, "one")
-    said, told = process.communicate(timeout=300)
-    arrays = read(desk.folder / "one" / "photographs_net_top9.npz")
-    return SimpleNamespace(code=process.returncode, said=said, told=told, arrays=arrays)
-
-
-def test_a_run_over_a_folder_draws_what_can_be_read_and_names_what_cannot(one_process):
-    assert one_process.code == 1 and "Traceback" not in one_process.told
-    assert [
-        line.startswith("skipped: ") for line in one_process.told.splitlines() if "p05.png" in line
-    ] == [True]
-    assert one_process.said.splitlines() == [
-        f"one{os.sep}photographs_net_top9.{kind}" for kind in ("npz", "jpg")
-    ]
-
-
-def test_top9_are_the_nine_strongest_photographs_of_the_nine_strongest_kernels(desk, one_process):
-    arrays, stems = one_process.arrays, list(desk.photos)
-    peaks = maps_of(desk, "conv2", *desk.photos.values()).max((1, 2))  # (photographs, K)
-    ranked = np.argsort(-peaks, axis=0, kind="stable")[
-        :9
-    ].T.tolist()  # stable: of equals the first, p15 before p16
+def test_top9_are_the_nine_strongest_photographs_of_the_strongest_kernels(model, draw):
+    """Of 17 files one is no photograph and two are the same; border cells do not count."""
+    photos = {f"p{number:02}": photo(min(number, 15)) for number in range(17)}
+    Path("photographs").mkdir()
+    for stem, pixels in photos.items():
+        Image.fromarray(pixels).save(f"photographs/{stem}.png")
+    Path("photographs/p05.png").write_text("not a photograph")
+    del photos["p05"]
+    done, _, arrays = draw("top9", "photographs", "--layers", "conv2", "--mode", "max")
+    assert done.code == 1
+    assert done.files() == {"photographs_net_top9.npz", "photographs_net_top9.jpg"}
+    assert [line[:9] for line in done.err if "p05.png" in line] == ["skipped: "]
+    maps, stems = maps_of(model, "conv2", *photos.values()), list(photos)
+    peaks = maps[INNER].max((1, 2))  # (photographs, K)
+    ranked = np.argsort(-peaks, axis=0, kind="stable")[:9].T.tolist()  # of equals the first
     assert any({14, 15} <= set(best) for best in ranked)
+    everywhere = np.argsort(-maps.max((1, 2)), axis=0, kind="stable")[:9].T.tolist()
+    assert sum(best != others for best, others in zip(ranked, everywhere, strict=True)) > 1
     kernels = np.argsort(-peaks.max(0), kind="stable")[:9].tolist()
-    assert {int(key.split("/")[2]) for key in arrays if key.endswith("/activations")} == set(
-        kernels
-    )
+    told = {int(key.split("/")[2]) for key in arrays if key.endswith("/activations")}
+    assert told == set(kernels)
     for kernel in kernels:
         best = [stems[place] for place in ranked[kernel]]
         assert_same(arrays[f"net/conv2/{kernel}/activations"], peaks[ranked[kernel], kernel])
         stored = [key.split("/")[3] for key in arrays if key.startswith(f"net/conv2/{kernel}/")]
-        assert [stem for stem in stored if stem != "activations"] == best
+        assert sorted(stored) == sorted(["activations", *best])
         stem = best[kernel % 9]
-        assert_same(
-            arrays[f"net/conv2/{kernel}/{stem}"], back(desk, desk.photos[stem], "conv2", kernel)
-        )
-        np.testing.assert_allclose(
-            arrays[f"net/input/{stem}"], tensor(desk.photos[stem]), rtol=1e-6
-        )
+        pixels = photos[stem]
+        assert_same(arrays[f"net/conv2/{kernel}/{stem}"], back(model, pixels, "conv2", kernel))
+        np.testing.assert_allclose(arrays[f"net/input/{stem}"], tensor(pixels), rtol=1e-6)
 
 
-def assert_same_arrays(desk, output, one_process):
-    found = read(desk.folder / output / "photographs_net_top9.npz")
-    assert list(found) == list(one_process.arrays)
-    for key, values in found.items():
-        assert_same(values, one_process.arrays[key])
+def test_top9_of_other_photographs_never_overwrites(draw):
+    """Fault 10: `top9 a b`, then `top9 a c`; a third run of the first finds its own again."""
+    a, b, c = some(1, 2, 3)
+    words = ["--kernels", "top2", "--layers", "conv2"]
+    first, _, _ = draw("top9", a, b, *words)
+    second, _, _ = draw("top9", a, c, *words)
+    assert not set(first.out) & set(second.out)
+    again = draw.run("--figures", "top9", a, b, *words, "--skip-existing")
+    assert (again.out, again.err) == ([], ["top9: there already"])
+    assert set(draw("top9", a, b, *words)[0].out) == set(first.out)
+    assert set(second.arrays("q1_and_1_more_2_net_top9")) & {"net/input/q2", "net/input/q3"}
 
 
-def test_two_workers_find_what_one_process_finds_and_the_first_draws(desk, one_process):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    [each.close() for each in sockets]
-    workers = [
-        start(
-            desk,
-            "two",
-            TF_CONFIG=json.dumps(
-                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            ),
-        )
-        for index in range(2)
-    ]
-    try:
-        (said, told), (said_second, told_second) = [
-            worker.communicate(timeout=240) for worker in workers
-        ]
-    finally:
-        [worker.kill() for worker in workers]
-    # Each worker reads every second photograph: the second one had the fifth, which cannot be read, to tell of.
-    assert [worker.returncode for worker in workers] == [0, 1], told + told_second
-    assert "p05.png" in told_second and "p05.png" not in told
-    assert "photographs_net_top9.npz" in said and not said_second
-    assert_same_arrays(desk, "two", one_process)
-
-
-def test_two_devices_of_a_machine_find_what_one_finds(desk, one_process):
-    """The last batch of the folder is a single photograph: the second device has nothing to do then."""
-    program = """import os, runpy, sys, tensorflow as tf
-cpu, device = tf.config.list_physical_devices("CPU")[0], tf.device
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-tf.device = lambda name: print("works on", name, file=sys.stderr) or device(name)
-sys.argv.pop(0)
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")"""
-    process = start(desk, "devices", ["-c", program, SCRIPT])
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 1 and "works on /device:CPU:1" in told, told
-    assert_same_arrays(desk, "devices", one_process)
-
-
-def test_read_ahead_keeps_the_order_and_names_what_cannot_be_read(tmp_path, capfd):
-    paths = [
-        save(tmp_path / f"{number}.png", np.full((2, 2, 3), number, np.uint8))
-        for number in range(23)
-    ]
-    for number in (0, 9, 10):
-        paths[number].write_bytes(b"")
-
-    def prepare(pixels):
-        time.sleep(
-            random.random() / 50
-        )  # which thread is the first to be done is a matter of chance
-        return pixels[None]
-
-    skipped, numbers = set(), [*range(0, 23, 3), 10, 1, 22]
-    options = SimpleNamespace(images=paths, skipped=skipped)
-    lists = list(
-        deconvnet_vgg.read_ahead(options, SimpleNamespace(prepare=prepare), numbers, size=4)
-    )
-    found = [pair for some in lists for pair in some]
-    assert [number for number, _ in found] == [
-        number for number in numbers if number not in (0, 9, 10)
-    ]
-    assert all((x == number).all() and x.shape == (2, 2, 3) for number, x in found)
-    assert max(map(len, lists)) == 4 and sorted(skipped) == sorted(
-        paths[number] for number in (0, 9, 10)
-    )
-    assert all(str(path) in told for told in [capfd.readouterr().err] for path in skipped)
-
-
-# --- the figures ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def draw(desk, tmp_path, monkeypatch):
-    """Calls the script within this process: (exit code, the rows of its one page, its arrays)."""
-    pages, lay_out = [], utils.lay_out
-    monkeypatch.setattr(
-        utils, "lay_out", lambda rows, *more: pages.append(rows) or lay_out(rows, *more)
-    )
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            [
-                str(SCRIPT),
-                "--weights",
-                str(desk.folder / "net.keras"),
-                "--preprocess",
-                "unit",
-                "--arrays",
-                "--output",
-                "out",
-                *map(str, arguments),
-            ],
-        )
-        code = deconvnet_vgg.main(utils.read_options(vars(deconvnet_vgg)))
-        return code, pages[-1], read(sorted(Path("out").glob("*.npz"))[0])
-
-    return call
-
-
-def test_of_fewer_photographs_than_nine_top9_has_so_many_columns(draw, tmp_path):
+def test_of_fewer_photographs_than_nine_top9_has_so_many_patches(draw):
     """The reddest photograph first: the kernel adds up what is red."""
-    for red, left in (200, 1), (250, 30), (150, 15):
+    for red, left in (200, 3), (250, 30), (150, 15):
         pixels = np.zeros((*SIDES, 3), np.uint8)
         pixels[10:16, left : left + 6, 0] = red
-        save(tmp_path / f"{left}.png", pixels)
+        Path("red").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(f"red/{left}.png")
     inputs = keras.Input((*SIDES, 3))
     conv = kl.Conv2D(2, 3, activation="relu", name="conv")
     model = keras.Model(inputs, kl.Dense(3)(kl.GlobalAveragePooling2D()(conv(inputs))))
-    conv.set_weights([np.broadcast_to([[1, 0], [0, 1], [0, 1]], (3, 3, 3, 2)), np.zeros(2)])
-    model.save(tmp_path / "red.keras")
-    code, rows, arrays = draw(
-        tmp_path, "--figures", "top9", "--kernels", "0", "--weights", tmp_path / "red.keras"
-    )
+    channels = [[1, 0], [0, 1], [0, 1]]
+    conv.set_weights([np.broadcast_to(channels, (3, 3, 3, 2)), np.zeros(2)])
+    model.save("red.keras")
+    words = ["red", "--kernels", "0", "--weights", "red.keras"]
+    done, rows, arrays = draw("top9", *words)
     assert_same(arrays["red/conv/0/activations"], 9 * np.array([250, 200, 150]) / 255)
-    (photographs, _), (projections, _) = sum(rows, [])
+    (photographs, _), (projections, _) = rows[0]
     side = photographs.shape[0]
-    assert (
-        photographs.shape == projections.shape == (side, 3 * side, 3) and code == 0
-    )  # a row of three square patches
-    assert photographs[side // 2, side // 2 :: side].tolist() == [
-        [250, 0, 0],
-        [200, 0, 0],
-        [150, 0, 0],
-    ]
+    assert photographs.shape == projections.shape == (side, 3 * side, 3)  # three square patches
+    middles = photographs[side // 2, side // 2 :: side].astype(int)
+    assert np.abs(middles - [[250, 0, 0], [200, 0, 0], [150, 0, 0]]).max() < 2
+    assert done.code == 0
 
 
-def test_comparison_of_several_photographs_has_a_row_a_kernel_and_columns_a_photograph(
-    desk, draw, tmp_path
-):
-    code, rows, arrays = draw(
-        *some(tmp_path, 3, 4, 5, 6),
-        "--figures",
-        "comparison",
-        "--layers",
-        "conv2",
-        "--kernels",
-        "7,2",
-        "--compared",
-        "3",
-        "--mode",
-        "max",
-    )
-    assert code == 0 and [len(row) for row in rows] == [
-        6,
-        6,
-    ]  # of each photograph its map and a projection
-    assert set(arrays) == {
+def test_a_folder_is_read_ahead_in_order_and_what_cannot_be_read_named(tmp_path, capfd):
+    paths = [save_photo(tmp_path / f"{number:02}.png") for number in range(23)]
+    broken = [0, 9, 10]
+    for number, path in enumerate(paths):
+        Image.fromarray(np.full((2, 2, 3), number, np.uint8)).save(path)
+        if number in broken:
+            path.write_bytes(b"")
+    album = utils.open_album(argparse.Namespace(images=[str(tmp_path)], behind=[]), [])
+
+    def prepare(pixels):
+        time.sleep(random.random() / 50)  # which thread is done first is a matter of chance
+        return pixels[None]
+
+    lists = list(utils.read_ahead(album, prepare, size=4))
+    found = [pair for each in lists for pair in each]
+    assert [number for number, _ in found] == [n for n in range(23) if n not in broken]
+    assert all((x == number).all() for number, x in found)
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == len(broken) and max(map(len, lists)) == 4
+    assert album.unreadable == {paths[number] for number in broken}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_where_a_person_looks(draw, monkeypatch, terminal):
+    """Over a scan and over the photographs of a folder, with the time; never in a log."""
+    Path("many").mkdir()
+    for seed in range(12):
+        Image.fromarray(photo(seed)).save(f"many/{seed}.png")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    done, _, _ = draw("projections,top9", "many", "--layers", "conv2", "--kernels", "0")
+    assert done.code == 0 and len(done.out) == 2 * 13  # stdout stays the list of files
+    steps = [line for line in done.err if "12/12" in line]
+    assert len(steps) == (2 if terminal else 0)
+    assert all("s" in line for line in steps)
+
+
+# --- the figures ---
+
+
+def test_comparison_of_several_photographs(model, draw):
+    """A row a kernel, a column a photograph; one that cannot be read is left out."""
+    photos = some(3, 9, 4, 5, 6)
+    Path("q9.png").write_text("not a photograph")
+    words = ["--layers", "conv2", "--kernels", "7,2", "--compared", "3", "--mode", "max"]
+    done, rows, arrays = draw("comparison", *photos, *words)
+    assert done.code == 1 and [len(row) for row in rows] == [6, 6]  # a map and a projection each
+    stored = {
         f"net/{what}/q{seed}" for what in ("conv2/7", "conv2/2", "input") for seed in (3, 4, 5)
     }
+    assert set(arrays) == stored
     for kernel, seed in ((7, 3), (2, 5)):
-        assert_same(arrays[f"net/conv2/{kernel}/q{seed}"], back(desk, photo(seed), "conv2", kernel))
+        expected = back(model, photo(seed), "conv2", kernel)
+        assert_same(arrays[f"net/conv2/{kernel}/q{seed}"], expected)
 
 
-def test_black_photographs_and_extreme_shapes_are_drawn(draw, tmp_path):
-    """Where no map says anything, and where a strip is set beside a pillar."""
-    for name, size in (("strip", (4, 200)), ("pillar", (200, 4))):
-        save(tmp_path / f"{name}.png", np.zeros((*size, 3), np.uint8))
-    code, rows, _ = draw(
-        tmp_path / "strip.png",
-        tmp_path / "pillar.png",
-        "--figures",
-        "projections,blocks,comparison",
-    )
-    assert code == 0 and {picture.shape[0] for picture, _ in rows[0]} == {60}
-
-
-def test_comparison_leaves_out_a_photograph_that_cannot_be_read(draw, tmp_path):
-    paths = some(tmp_path, 3, 4, 5)
-    paths[1].write_text("not a photograph")
-    code, rows, arrays = draw(
-        *paths, "--figures", "comparison", "--layers", "conv2", "--kernels", "7"
-    )
-    assert code == 1 and len(rows[0]) == 4 and {"net/input/q3", "net/input/q5"} <= set(arrays)
-
-
-def test_comparison_of_one_photograph_shows_four_ways(desk, draw, tmp_path):
-    code, rows, arrays = draw(
-        *some(tmp_path, 3), "--figures", "comparison", "--layers", "conv2", "--kernels", "7,2"
-    )
-    assert code == 0 and [len(row) for row in rows] == [5, 5]
-    ways = {
+def test_comparison_of_one_photograph_shows_four_ways(model, draw):
+    """The same kernels' maps above and their projections below."""
+    words = ["--layers", "conv2", "--kernels", "7,2,0"]
+    done, rows, arrays = draw("comparison", *some(3), *words)
+    assert done.code == 0 and [len(row) for row in rows] == [3] * 5
+    ways = {  # what differs from --mode and the first of --rules is in the key
         "": ("all", "deconvnet"),
         "/max": ("max", "deconvnet"),
         "/guided": ("all", "guided"),
         "/gradient": ("all", "gradient"),
-    }  # what differs from --mode and the first of --rules is in the key
-    assert set(arrays) == {
-        "net/input",
-        *(f"net/conv2/{kernel}{way}" for kernel in (7, 2) for way in ways),
     }
+    kernels = {f"net/conv2/{kernel}{way}" for kernel in (7, 2, 0) for way in ways}
+    assert set(arrays) == {"net/input", *kernels}
     for key, way in ways.items():
-        assert_same(arrays[f"net/conv2/2{key}"], back(desk, photo(3), "conv2", 2, *way))
+        assert_same(arrays[f"net/conv2/2{key}"], back(model, photo(3), "conv2", 2, *way))
 
 
-def test_projections_are_deconvnet_s_in_both_modes_by_each_rule(desk, draw, tmp_path):
-    kernels = np.argsort(-maps_of(desk, "conv1", photo(3))[0].max((0, 1)), kind="stable")[:9]
-    code, rows, arrays = draw(
-        *some(tmp_path, 3),
-        "--figures",
-        "projections",
-        "--layers",
-        "conv1",
-        "--mode",
-        "max",
-        "--rules",
-        "deconvnet,guided",
-    )
+def test_projections_are_deconvnet_s_in_both_modes_by_each_rule(model, draw):
+    maps = maps_of(model, "conv2", photo(3))
+    kernels = np.argsort(-maps[INNER][0].max((0, 1)), kind="stable")[:9]
+    words = ["--layers", "conv2", "--mode", "max", "--rules", "deconvnet,guided"]
+    done, rows, arrays = draw("projections", *some(3), *words)
     ways = {
         "": ("max", "deconvnet"),
         "/guided": ("max", "guided"),
         "/all": ("all", "deconvnet"),
         "/all/guided": ("all", "guided"),
     }
-    assert set(arrays) == {
-        "net/input",
-        *(f"net/conv1/{kernel}{way}" for kernel in kernels for way in ways),
-    }
+    wanted = {f"net/conv2/{kernel}{way}" for kernel in kernels for way in ways}
+    assert set(arrays) == {"net/input", "net/conv2/geometry", *wanted}
     for key, way in ways.items():
-        assert_same(
-            arrays[f"net/conv1/{kernels[1]}{key}"], back(desk, photo(3), "conv1", kernels[1], *way)
-        )
-    # The map; by each rule the whole map, the strongest position and its patch; the patch of the photograph.
-    assert [len(row) for row in rows] == [8] * len(kernels) and code == 0
-
-
-def test_no_patch_where_the_receptive_field_is_most_of_the_photograph(desk, draw, tmp_path):
-    code, rows, _ = draw(*some(tmp_path, 3), "--figures", "projections", "--layers", "conv3")
-    assert code == 0 and [len(row) for row in rows] == [3] * 9
+        expected = back(model, photo(3), "conv2", kernels[1], *way)
+        assert_same(arrays[f"net/conv2/{kernels[1]}{key}"], expected)
+    # The map; by each rule the whole map, the strongest position, its patch; the photograph's.
+    assert [len(row) for row in rows] == [8] * len(kernels) and done.code == 0
+    patches = [tile.picture.shape for row in rows for tile in row[3::3]]
+    assert all(height == width >= 100 for height, width, _ in patches)
 
 
 @pytest.mark.parametrize("height, width", [(60, 120), (150, 70)])
-def test_blocks_are_nine_whole_maps_of_each_block_at_the_photograph_s_proportions(
-    desk, draw, tmp_path, height, width
-):
-    code, rows, arrays = draw(
-        save(tmp_path / "p.png", photo(3, height, width)),
-        "--figures",
-        "blocks",
-        "--rules",
-        "guided,gradient",
-    )
-    x = arrays.pop("net/input")
-    assert code == 0 and [len(row) for row in rows] == [3, 3, 3]
-    for layer, row in zip(("conv1", "conv2", "conv3"), rows):
-        kernels = deconvnet_vgg.different(maps_of(desk, layer, x[0] * 255)[0])
-        assert {key for key in arrays if layer in key} == {
-            f"net/{layer}/{kernel}{rule}" for kernel in kernels for rule in ("", "/gradient")
-        }
-        for kernel in kernels[::4]:
-            for key, rule in (("", "guided"), ("/gradient", "gradient")):
-                assert_same(
-                    arrays[f"net/{layer}/{kernel}{key}"],
-                    back(desk, x[0] * 255, layer, kernel, "all", rule),
-                )
-        for picture, _ in row:  # three in a row, each in a frame of a pixel
+def test_blocks_are_nine_whole_maps_of_each_block(model, draw, height, width):
+    """At the photograph's proportions, three in a row, each in a frame of a pixel."""
+    Image.fromarray(photo(3, height, width)).save("p.png")
+    done, rows, arrays = draw("blocks", "p.png", "--rules", "guided,gradient")
+    pixels = arrays.pop("net/input")[0] * 255
+    assert done.code == 0 and [len(row) for row in rows] == [3, 3, 3]
+    for layer, row in zip(("conv1", "conv2", "conv3"), rows, strict=True):
+        keys = [key for key in arrays if f"/{layer}/" in key and "geometry" not in key]
+        kernels = {int(key.split("/")[2]) for key in keys}
+        assert 5 <= len(kernels) <= 9 and len(keys) == 2 * len(kernels)
+        kernel = min(kernels)
+        for key, rule in (("", "guided"), ("/gradient", "gradient")):
+            expected = back(model, pixels, layer, kernel, "all", rule)
+            assert_same(arrays[f"net/{layer}/{kernel}{key}"], expected)
+        for picture, _ in row:
             one = np.array(picture.shape[:2]) / (-(-len(kernels) // 3), 3) - 2
             assert one[1] / one[0] == pytest.approx(width / height, rel=0.05)
 
 
-def test_occlusion_s_numbers_are_those_of_a_plain_loop(desk, draw, tmp_path):
+def test_black_photographs_and_extreme_shapes_are_drawn(draw):
+    """Where no map says anything, and where a strip is set beside a pillar."""
+    for name, size in (("strip", (4, 200)), ("pillar", (200, 4))):
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(f"{name}.png")
+    done, _, _ = draw("projections,blocks,comparison,top9", "strip.png", "pillar.png")
+    assert done.code == 0 and len(done.out) == 2 * 6
+
+
+def test_occlusion_s_numbers_are_those_of_a_plain_loop(model, draw):
     stride, patch, pixels = 12, 14, photo(3)  # 30 and 35 % of the shorter side, 40
-    code, rows, arrays = draw(
-        *some(tmp_path, 3),
-        "--figures",
-        "occlusion",
-        "--stride",
-        30,
-        "--patch",
-        35,
-        "--classes",
-        "2",
-        "--layers",
-        "conv2",
-        "--kernels",
-        "7",
-    )
-    assert code == 0 and [len(row) for row in rows] == [5]
+    words = ["--classes", "2", "--layers", "conv2", "--kernels", "7"]
+    done, rows, arrays = draw("occlusion", *some(3), "--stride", 30, "--patch", 35, *words)
+    assert done.code == 0 and [len(row) for row in rows] == [5]
     hidden = []
     for y in range(stride // 2, SIDES[0], stride):
         for x in range(stride // 2, SIDES[1], stride):
             top, left = y - patch // 2, x - patch // 2
-            hidden.append(pixels.copy())
-            hidden[-1][max(top, 0) : top + patch, max(left, 0) : left + patch] = 128
-    shape, p = (
-        (3, 5),
-        desk.model.predict(np.concatenate([tensor(each) for each in hidden]), verbose=0),
-    )
+            picture = pixels.copy()
+            picture[max(top, 0) : top + patch, max(left, 0) : left + patch] = 128
+            hidden.append(picture)
+    shape, p = (3, 5), model.keras.predict(tensor(*hidden), verbose=0)
     assert_same(arrays["net/conv2/2/probability"], p[:, 2].reshape(shape))
     np.testing.assert_array_equal(arrays["net/most_probable"], p.argmax(1).reshape(shape))
-    assert_same(
-        arrays["net/conv2/7/response"],
-        maps_of(desk, "conv2", *hidden)[..., 7].sum((1, 2)).reshape(shape),
-    )
+    responses = maps_of(model, "conv2", *hidden)[..., 7].sum((1, 2))
+    assert_same(arrays["net/conv2/7/response"], responses.reshape(shape))
