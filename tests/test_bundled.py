@@ -119,8 +119,9 @@ def run(monkeypatch, capfd, tmp_path):
     return functools.partial(call, monkeypatch, capfd)
 
 
-def test_no_kernel_of_the_nine_of_block3_has_its_strongest_position_on_the_border(monkeypatch):
+def test_no_kernel_of_the_nine_of_block3_has_its_strongest_position_on_the_border(monkeypatch, tmp_path):
     """Of all kernels several answer most to the black frame of zero padding: they are not drawn."""
+    monkeypatch.chdir(tmp_path)
     options = read_options(monkeypatch, "deconvnet_vgg")
     network, at_border = deconvnet_vgg.open_networks(options)[0], []
     assert network.layer == "block3_conv3"
