@@ -452,16 +452,17 @@ def project_best(options, network, album, best, kernels):
     """Of each kernel the Projected of its best photographs; arrays of these and of activations."""
     layer, ways = network.layer, [Way("max", rule) for rule in options.rules]
     found, arrays = {}, {}
-    for number in np.unique(best.numbers[:, kernels]):  # a photograph serves all its kernels
+    numbers = np.concatenate([best.of(kernel) for kernel in kernels])
+    for number in np.unique(numbers):  # a photograph serves all its kernels
         view = Projections(options, network, album.read(album.paths[number]))
         arrays[f"input/{view.photo.stem}"] = view.x
-        here = [kernel for kernel in kernels if number in best.numbers[:, kernel]]
+        here = [kernel for kernel in kernels if number in best.of(kernel)]
         for each in view.project(layer, here, ways):
             found[each.kernel, number] = each
     ordered = []
     for kernel in kernels:
         arrays[f"{layer}/{kernel}/activations"] = best.activations[:, kernel]
-        ordered.append([found[kernel, number] for number in best.numbers[:, kernel]])
+        ordered.append([found[kernel, number] for number in best.of(kernel)])
     return ordered, arrays
 
 

@@ -1617,7 +1617,7 @@ def vgg_models(options):
 
 
 def lit_span(lit, reach=0):
-    """The slice from the first that is lit to the last, bool (n,), wider by a reach on both sides."""
+    """The slice from the first that is lit to the last, bool (n,), wider by a reach."""
     places = np.flatnonzero(lit) if lit.any() else np.zeros(1, int)
     return slice(max(places[0] - reach, 0), min(places[-1] + reach + 1, len(lit)))
 
@@ -1882,15 +1882,21 @@ def place(cam, geometry, height, width):
     return rows @ np.float32(cam) @ columns.T
 
 
+def seen_box(geometry, height, width):
+    """What a network saw of a photograph (height, width): slices of rows and columns."""
+    start, length = fitted((height, width), geometry.size, geometry.fit)
+    edges = geometry.seen.T / geometry.size * length + start
+    (top, left), (bottom, right) = np.clip(np.rint(edges), 0, (height, width)).astype(int)
+    return slice(top, bottom), slice(left, right)
+
+
 def dim(photo, geometry):
     """A copy of a photograph, uint8 (H, W, 3), dark where the network did not see it."""
     if geometry is None:
         return photo.copy()
-    start, length = fitted(photo.shape[:2], geometry.size, geometry.fit)
-    edges = geometry.seen.T / geometry.size * length + start
-    (top, left), (bottom, right) = np.clip(np.rint(edges), 0, photo.shape[:2]).astype(int)
+    rows, columns = seen_box(geometry, *photo.shape[:2])
     dimmed = photo // 3
-    dimmed[top:bottom, left:right] = photo[top:bottom, left:right]
+    dimmed[rows, columns] = photo[rows, columns]
     return dimmed
 
 
@@ -2280,12 +2286,15 @@ class Explanation:
 
     def grey_over(self, values, photo):
         """A projection as a picture that lies where the photograph lies, by --fit."""
-        size = self.x.shape[1:3]
-        at = tiled(size, *size, self.options.fit)
         if self.options.fit == "squeeze":
             return self.grey(values, photo)
+        size = self.x.shape[1:3]
+        at = tiled(size, *size, self.options.fit)
         laid = [place(channel, at, *photo.shape[:2]) for channel in np.moveaxis(values, -1, 0)]
-        return dim(self.grey(np.stack(laid, axis=-1), photo), at)
+        rows, columns = seen_box(at, *photo.shape[:2])
+        seen = np.zeros((*photo.shape[:2], 1), np.float32)
+        seen[rows, columns] = 1
+        return dim(self.grey(np.stack(laid, axis=-1) * seen, photo), at)
 
     def result(self, figure):
         """Where a figure of it lands."""
@@ -2330,7 +2339,8 @@ def album_result(options, network, album, figure):
 def save_page(options, network, album, figure, rows, note, arrays):
     """Write a page over all photographs."""
     heading = page_heading(options, network.about or network.label, figure)
-    bars = [Bar(options.colormap, "max")]
+    coloured = figure != "top9"
+    bars = [Bar(options.colormap, "max")] if coloured else []
     page = make_page(rows, heading, note, bars, options.scale)
     arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
     album_result(options, network, album, figure).write(page, arrays)
@@ -2465,7 +2475,6 @@ def occlude(x, grey, evaluate, patch=25, stride=7):
     """
     downs, acrosses = (hiding_slices(x.shape[1:3], axis, patch, stride) for axis in (0, 1))
     answers = []
-    answers = []
     for down in downs:
         batch = np.repeat(x, len(acrosses), axis=0)
         for picture, across in zip(batch, acrosses, strict=True):
@@ -2565,6 +2574,11 @@ class Best(NamedTuple):
     activations: np.ndarray
     numbers: np.ndarray
 
+    def of(self, kernel):
+        """Numbers of the photographs that excite a kernel, at least one."""
+        count = max(1, int((self.activations[:, kernel] > 0).sum()))
+        return self.numbers[:count, kernel]
+
     def merge(self, activations, numbers):
         """The best of these and of others: activations (n, K), numbers (n, K) or (n, 1)."""
         activations = np.concatenate([self.activations, activations])
@@ -2588,14 +2602,10 @@ def scan(network, album):
     width = get_operation(network.model, network.layer).output.shape[-1]
     best = Best(np.zeros((0, width), np.float32), np.zeros((0, width), int))
     respond = responder(network)
-    advance = progress(len(album.paths))
     for batch in read_ahead(album, network.prepare):
-        if batch:
-            read = np.array([[number] for number, _ in batch])
-            activations = respond(np.concatenate([x for _, x in batch]))
-            best = best.merge(activations.numpy(), read)
-        for _ in batch:
-            advance()
+        read = np.array([[number] for number, _ in batch])
+        activations = respond(np.concatenate([x for _, x in batch]))
+        best = best.merge(activations.numpy(), read)
     return best
 
 
@@ -2631,15 +2641,22 @@ def read_ahead(album, prepare, size=8):
 
     def read(number):
         photo = album.read(album.paths[number])
-        return [(number, prepare(photo.pixels))] if photo else []
+        return (number, prepare(photo.pixels)) if photo else None
 
     count = len(album.paths)
+    advance = progress(count)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         ahead = []
         for start in range(0, count + size, size):
             ready = ahead
             ahead = [pool.submit(read, number) for number in range(start, min(start + size, count))]
-            yield list(itertools.chain(*[done.result() for done in ready]))
+            found = []
+            for done in ready:
+                found.append(done.result())
+                advance()
+            batch = list(filter(None, found))
+            if batch:
+                yield batch
 
 
 # --- tiles of kernels and of what squares hide ---
@@ -2706,7 +2723,7 @@ COLOURS = {  # of the most frequent classes; grey of all the rest
 
 
 def nearest_cells(cells, size, at):
-    """The index of the cell nearest to each pixel of a photograph of size (H, W), as np.ix_ gives it.
+    """The index of the cell nearest to each pixel of a photograph, (H, W), as np.ix_ gives it.
 
     cells: (rows, columns), which share the network's input evenly. at: their Geometry."""
     start, length = fitted(size, at.size, at.fit)
@@ -2780,7 +2797,7 @@ def kernel_mosaics(found, best, layout, preprocess):
 
     found: its Projected, the strongest first. layout: Mosaics."""
     title = f"kernel {found[0].kernel}"
-    strengths = best.activations[:, found[0].kernel]
+    strengths = best.activations[: len(found), found[0].kernel]
     square = np.empty((layout.side, layout.side))
     seen = [resize(each.seen[each.cut], layout.side, layout.side) for each in found]
     span = f"{strengths[0]:.3g} to {strengths[-1]:.3g}"
