@@ -1,56 +1,40 @@
-"""What standalone scripts cost, kept honest: copies equal to the letter, no imports across, sizes, names, docstrings.
-
-Sources are read, never run: this needs no TensorFlow.
-"""
+"""What standalone scripts cost, kept honest: copies equal to the letter, no imports across, names,
+docstrings, pictures. Sources are read, never run: this needs no TensorFlow."""
 
 import ast
 import fnmatch
-from pathlib import Path
+import json
+import re
+import subprocess
+from collections import Counter
 
 import pytest
+from PIL import Image
+from runs import DECONVNET, GRADCAM, ROOT, SCRIPTS, carried
 
-ROOT = Path(__file__).resolve().parent.parent
-TREE = (
-    "README.md requirements.txt gradcam_vgg.py gradcam_resnet50.py gradcam_googlenet.py deconvnet_vgg.py "
-    "deconvnet_inceptionv3.py utils.py Image tests"
-).split()
-SCRIPTS = [name[:-3] for name in TREE if name.endswith(".py") and name != "utils.py"]
-OWN = {  # what the scripts of a family do not share, or not to the letter, and why
-    "gradcam": {
-        "build": "each has its own network",
-        "main draw_layers": "VGG16 and VGG19 share a page, a row a block; GoogLeNet's tiny weights know 81 classes",
-        "MODELS": "VGG alone is two networks",
-        "LAYERS WEIGHTS PREPROCESS": "comments and defaults that are the network's",
-        "MODULES branches convolution googlenet": "Keras has no GoogLeNet: the script brings it",
-        "ARCHIVE SHA256 CHECKPOINT TINY variables load": "nor its weights, which are TF-Slim's, or bundled",
+TREE = """README.md requirements.txt gradcam_vgg.py gradcam_resnet50.py gradcam_googlenet.py
+    deconvnet_vgg.py deconvnet_inceptionv3.py utils.py Image tests"""
+# What the scripts of a family do not share to the letter, and why.
+OWN = {
+    GRADCAM: {
+        "build main": "each has its own network",
+        "MODELS recipe draw draw_layers_by_block": "VGG16 and VGG19 share a page, a row a block",
+        "RECIPE": "where there is one network",
+        "IMAGES LAYERS WEIGHTS WEIGHTS_WORDS": "what suits the network",
+        "MODULES Branch branches convolution inception googlenet": "Keras has no GoogLeNet",
+        "ARCHIVE SHA256 CHECKPOINT BUNDLED variables load assign": "whose weights are TF-Slim's",
     },
-    "deconvnet": {
-        "build open_networks": "each has its own network",
-        "MODELS open_vgg": "VGG alone is two networks",
-        "TINY": "VGG16 alone has bundled weights",
-        "LAYERS WEIGHTS PREPROCESS": "comments and defaults that are the network's",
-        "RULES COMPARED": "behind strided convolutions guided backpropagation is to stand beside the DeconvNet",
+    DECONVNET: {
+        "build recipe open_networks": "each has its own network",
+        "MODELS": "VGG alone is two",
+        "LAYERS WEIGHTS WEIGHTS_WORDS COMPARED": "what suits the network",
+        "RULES": "behind strided convolutions guided backpropagation is to stand beside",
     },
-}
-LINES = dict.fromkeys(SCRIPTS, 450) | {
-    "utils": 600,
-    "gradcam_vgg": 320,
-    "gradcam_resnet50": 320,
-    "gradcam_googlenet": 430,
 }
 SAID = {  # by the docstrings of what people import: shapes, and errors
-    "gradcam_vgg grad_cam": [
-        "(1, H, W, channels)",
-        "(top + len(classes), h, w)",
-        "(n_classes,)",
-        "ValueError",
-    ],
-    "gradcam_vgg guided_backprop": ["(len(classes), H, W, channels)", "errors as of `grad_cam`"],
-    "deconvnet_vgg deconvnet": [
-        "(1, H, W, channels)",
-        "(len(kernels), H, W, channels)",
-        "ValueError",
-    ],
+    "gradcam_vgg grad_cam": ["(1, H, W, channels)", "(n_classes,)", "ValueError"],
+    "gradcam_vgg guided_backprop": ["(len(classes), H, W, channels)"],
+    "deconvnet_vgg deconvnet": ["(1, H, W, channels)", "(len(kernels), H, W, channels)"],
     "utils read_photo": ["uint8 (H, W, 3), RGB", "UserError"],
     "utils overlay": ["uint8 (H, W, 3), RGB"],
     "utils open_network": ["(H, W)", "ValueError"],
@@ -61,100 +45,88 @@ def source(name):
     return (ROOT / f"{name}.py").read_text(encoding="utf-8")
 
 
-def first_line(node):
-    return min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
-
-
 def parts(script):
-    """{name: text} of functions, classes, tables and constants, with the comments above and behind them; other blocks
-    by their first line. Docstring and imports are a script's own."""
+    """{name: text} of functions, classes, tables and constants, with comments above and behind."""
     lines, found = source(script).splitlines(), {}
     for node in ast.parse(source(script)).body[1:]:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
             continue
-        start = first_line(node) - 1
-        while lines[start - 1].startswith("#"):
+        decorators = getattr(node, "decorator_list", [])
+        start = min([node.lineno, *(each.lineno for each in decorators)]) - 1
+        while lines[start - 1].startswith("# ") and "# fmt:" not in lines[start - 1]:
             start -= 1
-        name = getattr(node, "name", "") or (
-            ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else lines[node.lineno - 1]
-        )
-        found[name] = found.get(name, "") + "\n".join(lines[start : node.end_lineno])
+        name = getattr(node, "name", lines[node.lineno - 1])
+        if isinstance(node, ast.Assign):
+            name = ast.unparse(node.targets[0])
+        found[name] = "\n".join(lines[start : node.end_lineno])
     return found
 
 
-def imported(nodes):
-    return {
-        name.split(".")[0]
-        for node in nodes
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for name in (getattr(node, "module", ""), *(alias.name for alias in node.names))
-        if name
-    }
+def imported(tree):
+    """The modules that a source imports, wherever it does."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            names.add(node.module.partition(".")[0])
+    return names
 
 
-@pytest.mark.parametrize("family", OWN)
+@pytest.mark.parametrize("family", OWN, ids=["gradcam", "deconvnet"])
 def test_scripts_of_a_family_hold_the_same_to_the_letter(family):
     """But for what is listed as their own, which really differs, or is missing in one of them."""
-    scripts = [parts(script) for script in SCRIPTS if script.startswith(family)]
-    assert len(scripts) >= 2
-    differing = {
-        name for name in set().union(*scripts) if len({script.get(name) for script in scripts}) > 1
-    }
+    scripts = [parts(script) for script in family]
+    names = Counter(name for script in scripts for name in script)
+    differing = {name for name in names if len({script.get(name) for script in scripts}) > 1}
     assert differing == set(" ".join(OWN[family]).split())
+    assert len(names) - len(differing) > 25
 
 
 def test_scripts_stand_alone_and_utils_holds_no_method():
     for name in [*SCRIPTS, "utils"]:
-        assert not imported(ast.walk(ast.parse(source(name)))) & {*SCRIPTS}, name
-    assert not imported(ast.parse(source("utils")).body) & {
-        "keras",
-        "tensorflow",
-    }  # errors are told before they load
-    for word in ("GradientTape", "custom_gradient", "conv2d_transpose", "max_pool", "CAM_WEIGHTS"):
-        assert word not in source("utils")
-
-
-@pytest.mark.parametrize("name", LINES)
-def test_sizes_that_one_person_can_hold_in_the_head(name):
-    assert source(name).count("\n") <= LINES[name]
-    functions = [
-        node for node in ast.walk(ast.parse(source(name))) if isinstance(node, ast.FunctionDef)
-    ]
-    assert [node.name for node in functions if node.end_lineno - first_line(node) + 1 > 40] == []
-
-
-def test_lines_and_tests_are_short():
-    texts = {
-        path: path.read_text(encoding="utf-8")
-        for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/**/*.py")]
-    }
-    assert [
-        f"{path.name}:{number}"
-        for path, text in texts.items()
-        for number, line in enumerate(text.split("\n"), 1)
-        if len(line) > 120
-    ] == []
-    assert sum(text.count("\n") for path, text in texts.items() if path.parent != ROOT) <= 4000
+        assert not imported(ast.parse(source(name))) & {*SCRIPTS, "keras", "tensorflow"}, name
+    words = ("GradientTape", "custom_gradient", "conv2d_transpose", "max_pool", "CAM_WEIGHTS")
+    assert [word for word in words if word in source("utils")] == []
+    assert all(any(word in source(name) for word in words) for name in SCRIPTS)
 
 
 def test_the_tree_is_that_of_the_contract():
-    ignored = [
-        line.strip().strip("/")
-        for line in (ROOT / ".gitignore").read_text().splitlines()
-        if line.strip()
-    ]
-    assert {
-        path.name
-        for path in ROOT.iterdir()
-        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in [".*", *ignored])
-    } == {*TREE}
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
+    hidden = [".*", *ignored]
+    there = {path.name for path in ROOT.iterdir()}
+    for pattern in hidden:
+        there -= set(fnmatch.filter(there, pattern))
+    assert there == set(TREE.split())
 
 
 @pytest.mark.parametrize("name", SAID)
 def test_docstrings_of_what_people_import_give_shapes_and_errors(name):
     module, function = name.split()
-    (node,) = (
-        node for node in ast.parse(source(module)).body if getattr(node, "name", "") == function
-    )
-    text = " ".join(ast.get_docstring(node).split())
+    nodes = {getattr(node, "name", ""): node for node in ast.parse(source(module)).body}
+    text = " ".join(ast.get_docstring(nodes[function]).split())
     assert [words for words in SAID[name] if words not in text] == []
+
+
+def readme_pictures():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text) + re.findall(r'<img[^>]*src="([^"]+)"', text)
+
+
+def test_readme_s_pictures_exist_and_name_no_folders():
+    """Fault 17: a picture says what it was drawn with, and not where."""
+    names = [name for name in readme_pictures() if not name.startswith("http")]
+    assert len(names) >= 10
+    for name in names:
+        if "gallery" in name:
+            about = json.loads(carried(ROOT / name))
+            assert about["script"] in SCRIPTS and "output" not in about
+            assert not re.search(r"[/\\]\w", json.dumps({**about, "colormap": ""})), name
+        with Image.open(ROOT / name) as image:
+            assert image.width >= 300
+
+
+def test_the_gallery_is_what_readme_shows_and_git_keeps_no_more():
+    listed = subprocess.run(["git", "ls-files", "Image/gallery"], cwd=ROOT, capture_output=True)
+    if listed.returncode == 0:
+        assert set(listed.stdout.decode().split()) <= set(readme_pictures())
