@@ -4,6 +4,7 @@ person's shell does."""
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,17 +53,23 @@ class Done(NamedTuple):
         return lines[0]
 
 
-def start(script, *words, cwd, **env):
+def typed(*words):
+    """Words as a shell takes them apart."""
+    return shlex.split(" ".join(map(str, words)))
+
+
+def start(*words, cwd, **env):
     """A script as a shell starts it: without what the tests have set for TensorFlow."""
+    script, *arguments = typed(*words)
     ours = ("TF_", "KERAS_", "PYTHON", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    command = [sys.executable, ROOT / f"{script}.py", *map(str, words)]
+    command = [sys.executable, ROOT / f"{script}.py", *arguments]
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(command, cwd=cwd, env=kept | env, text=True, **pipes)
 
 
-def program(script, *words, cwd, **env):
-    with start(script, *words, cwd=cwd, **env) as process:
+def program(*words, cwd, **env):
+    with start(*words, cwd=cwd, **env) as process:
         out, err = process.communicate(timeout=300)
     return Done(process.returncode, out.splitlines(), err.splitlines(), Path(cwd))
 
@@ -74,10 +81,11 @@ def read_options(monkeypatch, script, *words, **constants):
     return utils.read_options({**vars(module), **constants})
 
 
-def call(monkeypatch, capfd, script, *words):
+def call(monkeypatch, capfd, *words):
     """A run within this process, where the test stands."""
+    script, *arguments = typed(*words)
     module = importlib.import_module(script)
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
     capfd.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr("logging.disable", lambda level: None)

@@ -5,7 +5,6 @@ them."""
 import argparse
 import dataclasses
 import errno
-import json
 import os
 import re
 import shlex
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from runs import DECONVNET, GRADCAM, ROOT, SCRIPTS, carried, read_options, save_photo
+from runs import DECONVNET, GRADCAM, ROOT, SCRIPTS, read_options, save_photo
 
 import utils
 from utils import Selection, UserError
@@ -448,20 +447,8 @@ def test_what_is_expected_to_go_wrong_is_one_line_and_a_code(capfd, raised, code
     assert utils.run(main) == code
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and all(word in err for word in says)
-
-
-def test_what_nobody_expected_is_a_traceback():
-    """Fault 5: a typing error of ours is no broken file."""
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError):  # fault 5: a mistake of ours is no broken file
         utils.run(lambda: None.shape)
-
-
-def test_causes_are_known_by_type_and_message_and_never_by_a_path():
-    """Fault 5."""
-    full = OSError(errno.ENOSPC, "No space left on device", "/lambda/zip/model_config.keras")
-    assert utils.explain(full) == "No space left on device"
-    assert utils.explain(ValueError("/home/allow_pickles/zip")) == "/home/allow_pickles/zip"
-    assert utils.explain(ValueError("in /lambda/mine.keras: bad")) == "in /lambda/mine.keras: bad"
 
 
 # --- files ---
@@ -523,78 +510,16 @@ def test_a_picture_is_known_again_by_every_setting(read, ending, page):
     assert not result.is_drawn()
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "pdf"])
-def test_of_a_figure_of_several_files_every_one_counts(read, ending):
-    """Fault 1: a file a class; which classes, only the logits say."""
-    options = read(VGG, "photo.png", "--skip-existing", "--classes", "tabby,top3")
-    options.format = ending
-    result = result_of(options, "photo.png")
-    for index in (281, 7, 9):
-        assert not result.is_drawn()
-        result.write(PATTERN, {}, f"_{index}", count=3)
-    assert result.is_drawn()
-    Path(f"results/photo_vgg16_overlay_7.{ending}").unlink()
-    assert not result.is_drawn()
-
-
-def test_figures_over_other_photographs_never_overwrite_and_are_found_again(read):
-    """Fault 10: one name for many sets of photographs."""
-    for name in "abc":
-        save_photo(Path(f"{name}.jpg"))
-    options = read(DECONV, "a.jpg", "--skip-existing", "--arrays")
-    sets = [("a.jpg", "b.jpg"), ("a.jpg", "c.jpg"), ("a.jpg", "b.jpg")]
-    results = [result_of(options, *each, figure="top9", stem="a_and_1_more") for each in sets]
-    for result in results:
-        result.write(PATTERN, {"number": np.zeros(1)})
-    names = [f"a_and_1_more{more}_vgg16_top9" for more in ("", "_2")]
-    found = sorted(path.name for path in Path("results").iterdir())
-    assert found == sorted(f"{name}.{kind}" for name in names for kind in ("jpg", "npz"))
-    assert all(result.is_drawn() for result in results)
-    assert carried(f"results/{names[0]}.jpg") != carried(f"results/{names[1]}.jpg")
-
-
-@pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_a_picture_carries_settings_and_names_but_no_folders(read, tmp_path, ending):
-    """Fault 17: whoever publishes it does not publish where he lives."""
-    home = tmp_path / "secret_home"
-    photo = save_photo(home / "cat.png")
-    np.savez(home / "mine.npz", a=np.zeros(1))
-    words = [photo, "--weights", home / "mine.npz", "--output", home / "out", "--format", ending]
-    options = read("gradcam_googlenet", *words, "--seed", "7")
-    options.labels = str(home / "names.txt")
-    options.import_ = str(home / "layers.py")
-    result_of(options, photo, stem="cat").write(PATTERN, {})
-    text = carried(home / "out" / f"cat_vgg16_overlay.{ending}")
-    about = json.loads(text)
-    assert "secret_home" not in text and str(tmp_path) not in text
-    assert about["photographs"] == ["cat.png"] and about["weights"] == "mine.npz"
-    assert (about["script"], about["figure"], about["seed"]) == ("gradcam_googlenet", "overlay", 7)
-    assert about["labels"] == "names.txt"
-
-
-def test_a_page_that_no_jpeg_can_hold_is_told_before_the_work(read):
-    """Fault 9."""
-    options = read(DECONV, "photo.png")
-    line = refusal(utils.check_height, options, 512, 200)
-    assert "65,535" in line and "png" in line and "fewer" in line
-    utils.check_height(options, 100, 200)
-    utils.check_height(read(DECONV, "photo.png", "--format", "png"), 512, 200)
-
-
-def test_a_page_may_be_as_high_as_check_height_allows(read):
-    """What it lets pass is really no higher than a JPEG may be."""
-    options = read(DECONV, "photo.png")
-    tile = np.full((100, 50, 3), 128, np.uint8)
-    rows = 400
-    while rows < 600:
-        try:
-            utils.check_height(options, rows + 1, tile.shape[0])
-        except UserError:
-            break
-        rows += 1
-    pages = [[utils.Tile(tile, "kernel 1\nmax 1.00")]] * rows
-    page = utils.make_page(pages, "heading", "a note " * 40)
-    assert page.bbox.height <= utils.MAX_JPEG
+def test_what_check_height_allows_is_no_higher_than_a_jpeg_may_be(read):
+    """Fault 9: else hours of work end in an error."""
+    options, rows = read(DECONV, "photo.png"), 1
+    with pytest.raises(UserError, match=r"fewer kernels.*png"):
+        for rows in range(1, 700):
+            utils.check_height(options, rows, 100)
+    tile = utils.Tile(np.full((100, 50, 3), 128, np.uint8), "kernel 1\nmax 1.00")
+    page = utils.make_page([[tile]] * (rows - 1), "heading", "a note " * 40)
+    assert 0.8 * utils.MAX_JPEG < page.bbox.height <= utils.MAX_JPEG
+    utils.check_height(read(DECONV, "photo.png", "--format", "png"), rows, 100)
 
 
 def test_every_network_s_summary_is_said_though_they_are_equal(read, capfd):
@@ -607,17 +532,3 @@ def test_every_network_s_summary_is_said_though_they_are_equal(read, capfd):
         assert len(list(utils.photographs(options, album, [("classes", network)]))) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2 and all("2 drawn, 0 there already" in line for line in lines)
-
-
-def test_what_cannot_be_read_is_named_once_and_counts(tmp_path, capfd):
-    paths = [save_photo(tmp_path / f"{name}.png") for name in "abc"]
-    paths[1].write_bytes(b"broken")
-    album = album_of(tmp_path)
-    for _ in range(2):
-        assert [photo.stem for photo in album.readable()] == ["a", "c"]
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1 and str(paths[1]) in err
-    assert album.exit_code() == 1
-    for path in paths:
-        path.write_bytes(b"broken")
-    assert list(album.readable()) == [] and album.exit_code() == 2
