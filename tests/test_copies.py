@@ -5,7 +5,6 @@ import ast
 import fnmatch
 import json
 import re
-import subprocess
 from collections import Counter
 
 import pytest
@@ -124,9 +123,3 @@ def test_readme_s_pictures_exist_and_name_no_folders():
             assert not re.search(r"[/\\]\w", json.dumps({**about, "colormap": ""})), name
         with Image.open(ROOT / name) as image:
             assert image.width >= 300
-
-
-def test_the_gallery_is_what_readme_shows_and_git_keeps_no_more():
-    listed = subprocess.run(["git", "ls-files", "Image/gallery"], cwd=ROOT, capture_output=True)
-    if listed.returncode == 0:
-        assert set(listed.stdout.decode().split()) <= set(readme_pictures())

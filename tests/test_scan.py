@@ -4,11 +4,8 @@ NumPy's sorting of the maps that Keras's `predict` gives, and what is stored of 
 The network is a small one of Keras, saved as a person saves it. Photographs have the size of its
 input, so that nothing is resized, and `--preprocess unit` makes x = pixels / 255."""
 
-import argparse
 import functools
-import random
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers as kl
 from PIL import Image
-from runs import call, save_photo
+from runs import call
 
 import deconvnet_vgg
 import utils
@@ -127,11 +124,12 @@ def test_top9_are_the_nine_strongest_photographs_of_the_strongest_kernels(model,
     told = {int(key.split("/")[2]) for key in arrays if key.endswith("/activations")}
     assert told == set(kernels)
     for kernel in kernels:
-        best = [stems[place] for place in ranked[kernel]]
+        excited = [place for place in ranked[kernel] if peaks[place, kernel] > 0]
+        best = [stems[place] for place in excited or ranked[kernel][:1]]  # none: still a row
         assert_same(arrays[f"net/conv2/{kernel}/activations"], peaks[ranked[kernel], kernel])
         stored = [key.split("/")[3] for key in arrays if key.startswith(f"net/conv2/{kernel}/")]
         assert sorted(stored) == sorted(["activations", *best])
-        stem = best[kernel % 9]
+        stem = best[kernel % len(best)]
         pixels = photos[stem]
         assert_same(arrays[f"net/conv2/{kernel}/{stem}"], back(model, pixels, "conv2", kernel))
         np.testing.assert_allclose(arrays[f"net/input/{stem}"], tensor(pixels), rtol=1e-6)
@@ -174,28 +172,6 @@ def test_of_fewer_photographs_than_nine_top9_has_so_many_patches(draw):
     assert done.code == 0
 
 
-def test_a_folder_is_read_ahead_in_order_and_what_cannot_be_read_named(tmp_path, capfd):
-    paths = [save_photo(tmp_path / f"{number:02}.png") for number in range(23)]
-    broken = [0, 9, 10]
-    for number, path in enumerate(paths):
-        Image.fromarray(np.full((2, 2, 3), number, np.uint8)).save(path)
-        if number in broken:
-            path.write_bytes(b"")
-    album = utils.open_album(argparse.Namespace(images=[str(tmp_path)], behind=[]), [])
-
-    def prepare(pixels):
-        time.sleep(random.random() / 50)  # which thread is done first is a matter of chance
-        return pixels[None]
-
-    lists = list(utils.read_ahead(album, prepare, size=4))
-    found = [pair for each in lists for pair in each]
-    assert [number for number, _ in found] == [n for n in range(23) if n not in broken]
-    assert all((x == number).all() for number, x in found)
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == len(broken) and max(map(len, lists)) == 4
-    assert album.unreadable == {paths[number] for number in broken}
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_shown_where_a_person_looks(draw, monkeypatch, terminal):
     """Over a scan and over the photographs of a folder, with the time; never in a log."""
@@ -234,12 +210,11 @@ def test_comparison_of_one_photograph_shows_four_ways(model, draw):
     words = ["--layers", "conv2", "--kernels", "7,2,0"]
     done, rows, arrays = draw("comparison", *some(3), *words)
     assert done.code == 0 and [len(row) for row in rows] == [3] * 5
-    ways = {  # what differs from --mode and the first of --rules is in the key
+    ways = {
         "": ("all", "deconvnet"),
         "/max": ("max", "deconvnet"),
-        "/guided": ("all", "guided"),
-        "/gradient": ("all", "gradient"),
-    }
+    }  # if not options
+    ways |= {"/guided": ("all", "guided"), "/gradient": ("all", "gradient")}
     kernels = {f"net/conv2/{kernel}{way}" for kernel in (7, 2, 0) for way in ways}
     assert set(arrays) == {"net/input", *kernels}
     for key, way in ways.items():
@@ -251,12 +226,8 @@ def test_projections_are_deconvnet_s_in_both_modes_by_each_rule(model, draw):
     kernels = np.argsort(-maps[INNER][0].max((0, 1)), kind="stable")[:9]
     words = ["--layers", "conv2", "--mode", "max", "--rules", "deconvnet,guided"]
     done, rows, arrays = draw("projections", *some(3), *words)
-    ways = {
-        "": ("max", "deconvnet"),
-        "/guided": ("max", "guided"),
-        "/all": ("all", "deconvnet"),
-        "/all/guided": ("all", "guided"),
-    }
+    ways = {"": ("max", "deconvnet"), "/guided": ("max", "guided")}
+    ways |= {"/all": ("all", "deconvnet"), "/all/guided": ("all", "guided")}
     wanted = {f"net/conv2/{kernel}{way}" for kernel in kernels for way in ways}
     assert set(arrays) == {"net/input", "net/conv2/geometry", *wanted}
     for key, way in ways.items():
