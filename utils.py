@@ -1925,7 +1925,12 @@ def overlay(photo, cam, at=None, colormap="jet", alpha=0.5, scale=None):
     and what it did not see is dimmed; without, the map is stretched. scale: see `heat_map`."""
     colours = colorize(heat_map(cam, *photo.shape[:2], scale, at), colormap)
     mixed = cv2.addWeighted(colours, alpha, photo, 1 - alpha, 0)
-    return dim(mixed, at) if at else mixed
+    if at is None:
+        return mixed
+    shown = dim(photo, at)
+    rows, columns = seen_box(at, *photo.shape[:2])
+    shown[rows, columns] = mixed[rows, columns]
+    return shown
 
 
 def signed_grey(values, like, preprocess="none"):
@@ -2247,10 +2252,10 @@ class Explanation:
 
     def at(self, layer, cells):
         """The Geometry by which a map of so many cells, (h, w), of a layer is laid over."""
-        known = None
-        if layer and self.options.place == "field":
-            known = self.network.geometry(layer)
-        return known or tiled(self.x.shape[1:3], *cells, self.options.fit)
+        known = self.network.geometry(layer) if layer else None
+        if known and self.options.place == "field":
+            return replace(known, fit=self.options.fit)
+        return tiled(self.x.shape[1:3], *cells, self.options.fit)
 
     def at_input(self, layer, cells):
         """The same over the network's input itself."""
