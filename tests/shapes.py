@@ -1,6 +1,7 @@
 """A network of one's own, trained in a few minutes on drawn shapes: what Image/shapes.keras and Image/shapes.png are.
 
-python tests/shapes.py folder
+python tests/shapes.py folder              trains it anew
+python tests/shapes.py --known folder 25   draws a folder with known answers, 25 a class, a sub-folder each
 """
 
 import sys
@@ -93,7 +94,33 @@ def train(epochs=8, count=12000):
     return model
 
 
+def draw_folder(folder, count, wrong=0, seed=9):
+    """Photographs of one shape each in sub-folders, `count` a class; the first `wrong` of them lie in the next class's.
+
+    Returns the paths of the wrong ones."""
+    generator, misplaced = np.random.default_rng(seed), []
+    for number in range(count * len(NAMES)):
+        of, size = number % len(NAMES), generator.uniform(16, 26)
+        picture = draw(
+            background(generator, 96),
+            NAMES[of],
+            generator,
+            generator.uniform(size, 96 - size, 2),
+            size,
+        )
+        lies_in = NAMES[(of + (number < wrong)) % len(NAMES)]
+        path = Path(folder) / lies_in / f"{NAMES[of]}_{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture[..., ::-1])
+        if number < wrong:
+            misplaced.append(path)
+    return misplaced
+
+
 def main():
+    if sys.argv[1] == "--known":
+        draw_folder(sys.argv[2], int(sys.argv[3]))
+        return
     folder, generator = Path(sys.argv[1]), np.random.default_rng(5)
     train().save(folder / "shapes.keras")
     (folder / "shapes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
