@@ -305,7 +305,7 @@ def draw_overlay(view):
 
 def draw_trust(view):
     """Can the map be believed: deletion, insertion and occlusion, and untrained weights."""
-    layer, photo = view.network.layer, view.tile(5)
+    layer, photo = view.network.layer, view.tile(6)
     make = functools.partial(reinitialised, view.options)
     control = utils.kept(view.network.model, "control", make)
     classes = list(view.cams)
@@ -313,8 +313,8 @@ def draw_trust(view):
     believed = utils.put_to_test(view, view.cams)
     rows, arrays = [], view.cam_arrays()
     for index, other in zip(classes, controls, strict=True):
-        correlation = utils.rank_correlation(view.cams[index], other)
-        title = f"weights re-initialised\nrank correlation {correlation:.2f}"
+        likeness = utils.rank_correlation(view.cams[index], other)
+        title = f"weights re-initialised\nrank correlation {likeness:.2f}"
         tested = believed[index].tiles(view, view.overlaid(photo, index))
         rows.append([*tested, view.heat(photo, other, layer, title)])
         arrays[f"{layer}/{index}/control"] = other

@@ -2570,7 +2570,7 @@ class Evidence:
         """The map's Tile, with what it is better than, and a Tile for each test."""
         names = [each.name for each in self.trials if each.verdict() == "better than"]
         height = max(first.picture.shape[0], 180)
-        photo = view.tile(5)
+        photo = view.tile(6)
         title = f"occlusion\nrank correlation {self.correlation:.2f}"
         return [
             first._replace(
@@ -2708,11 +2708,9 @@ def read_ahead(album, numbers, prepare, size=8):
 # --- Boxes: weakly supervised localisation ---
 
 BOX_COLUMNS = ("photo", "class", "x0", "y0", "x1", "y1")
-LOCALISATION = ("IoU ≥ 0.5", "mean IoU", "pointing game, 15 pixels", "without", "heat inside")
+LOCALISATION = ("IoU ≥ 0.5", "mean IoU", "pointing, 15 pixels", "pointing", "heat inside")
 RED = (178, 24, 43)
 BLUE = (33, 102, 172)
-GREEN = (0, 200, 70)
-WHITE = (255, 255, 255)
 
 
 class Box(NamedTuple):
@@ -2811,7 +2809,7 @@ class Localisation:
         """The summary as bars."""
         summary = self.summary()
         figure = Figure(figsize=(7, 3), dpi=100)
-        axes = figure.add_axes((0.29, 0.16, 0.66, 0.8))
+        axes = figure.add_axes((0.22, 0.16, 0.73, 0.7))
         places = -np.arange(len(summary))
         for name, colour, shift in (("Grad-CAM", "C3", 0.2), ("centred box", "0.7", -0.2)):
             means = [pair[name != "Grad-CAM"] for pair in summary.values()]
@@ -2819,7 +2817,7 @@ class Localisation:
             axes.bar_label(bars, fmt="%.3f", padding=3)
         axes.set_yticks(places, summary)
         axes.set(xlim=(0, 1.12), xlabel="mean over the maps")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         return Tile(drawn(figure))
 
 
@@ -2865,11 +2863,14 @@ def true_boxes(options, classes, album):
         return {}
     wanted = {path.resolve() for path in album.paths}
     found = {}
-    for path, boxes in read_boxes(options.boxes).items():
-        if path in wanted:
-            found[path] = {}
-            for word, of_class in boxes.items():
-                found[path].setdefault(classes.called(word), []).extend(of_class)
+    try:
+        for path, boxes in read_boxes(options.boxes).items():
+            if path in wanted:
+                found[path] = {}
+                for word, of_class in boxes.items():
+                    found[path].setdefault(classes.called(word), []).extend(of_class)
+    except UserError as error:
+        raise UserError(f"--boxes {options.boxes}: {error}") from error
     if not found:
         raise UserError(f"--boxes {options.boxes}: none of the photographs has a box there")
     return found
@@ -2898,23 +2899,27 @@ def draw_boxes(view):
 
 def box_tile(view, photo, index, heat, box, truths):
     """The Tile of a class: what is hot outlined, its Box and true ones on the photograph."""
-    picture = photo.copy()
+    picture, scale = photo.copy(), view.options.scale
     hot = over_threshold(heat, view.options.threshold)
     hot = cv2.resize(hot, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     outlines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, outlines, -1, WHITE, view.options.scale)
-    title = "no positive evidence: no box"
-    drawn = [(true, GREEN) for true in truths]
+    cv2.drawContours(picture, outlines, -1, (255, 255, 255), scale)
+    found = f"box {tuple(box)}" if box else "no positive evidence"
+    title = f"{view.class_title(index)}\n{found}"
+    for true in truths:
+        mark(picture, true, heat.shape, (0, 200, 70), 2 * scale)
     if box:
-        title = f"box x {box.x0} to {box.x1}, y {box.y0} to {box.y1}"
-        drawn.append((box, RED))
+        mark(picture, box, heat.shape, (255, 30, 30), 2 * scale)
     if box and truths:
-        title += f", IoU {max(map(box.iou, truths)):.2f}"
-    factors = np.tile(np.array(photo.shape[1::-1]) / heat.shape[::-1], 2)
-    for each, colour in drawn:
-        x0, y0, x1, y1 = np.rint(each * factors).astype(int).tolist()
-        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, 2 * view.options.scale)
-    return Tile(picture, f"{view.class_title(index)}\n{title}")
+        title += f"\nIoU {max(map(box.iou, truths)):.2f}"
+    return Tile(picture, title)
+
+
+def mark(picture, box, shape, colour, width):
+    """Draw the Box of a photograph (H, W) on a picture of it, of any size."""
+    factors = np.tile(np.divide(picture.shape[1::-1], shape[::-1]), 2)
+    x0, y0, x1, y1 = np.rint(box * factors).astype(int).tolist()
+    cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, width)
 
 
 # --- Known answers: failures and the table ---
@@ -3071,7 +3076,8 @@ class Folder:
         if self.options.method in ("gradcam", "hirescam"):
             note += " · the difference of two maps is the map of the logits' difference"
         how = {"suffix": f"_{number}", "count": pages + 1}
-        self.save("failures", rows, f"{self.network.layer} · {note}", arrays, **how)
+        bars = [Bar(self.options.colormap, "max of both")]
+        self.save("failures", rows, f"{self.network.layer} · {note}", arrays, bars=bars, **how)
 
     def draw_mean_heat(self, count):
         """Write the page of the mean heat of each class predicted, of the most frequent ones."""
@@ -3161,7 +3167,7 @@ def failure_row(view, failure):
     scale = {"scale": max(failure.maps.max(), 0)}
     titles = [view.class_title(index) for index in (failure.predicted, failure.true)]
     return [
-        Tile(photo, f"{view.photo.path.name}\ntrue: {titles[1]}"),
+        Tile(photo, f"{Path(*view.photo.path.parts[-2:])}\ntrue: {titles[1]}"),
         view.heat(photo, wrong, layer, f"taken for {titles[0]}", **scale),
         view.heat(photo, right, layer, f"true: {titles[1]}", **scale),
         signed_tile(view, photo, wrong - right, failure),
