@@ -501,7 +501,7 @@ def main():
     if options.list_layers:
         return utils.print_layers(network)
     folder = utils.Folder(options, network, album)
-    targets = [(figure, network.name) for figure in options.figures]
+    targets = [(figure, network.name) for figure in folder.figures]
     for photo, left in utils.photographs(options, album, targets):
         view = GradCam(options, network, photo, folder)
         for figure, _ in left:

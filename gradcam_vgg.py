@@ -410,7 +410,7 @@ def main():
     names = [network.name for network in networks]
     folders = [utils.Folder(options, network, album) for network in networks]
     targets = []
-    for figure in options.figures:
+    for figure in folders[0].figures:
         joint = figure == "layers" and len(networks) > 1
         targets += [(figure, name) for name in (["vgg"] if joint else names)]
     for photo, left in utils.photographs(options, album, targets):

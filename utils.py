@@ -2940,7 +2940,7 @@ def match_folders(folders, classes):
     unknown = [folder for folder in folders if folder not in found]
     if not found:
         there = f"no sub-folder ({few(unknown)})" if unknown else "there is no sub-folder that"
-        raise UserError(f"known answers: {there} is called like a class ({few(classes.names)})")
+        raise UserError(f"{there} is called like a class ({few(classes.names)})")
     if unknown:
         say(f"sub-folders called like no class, or like several, are left out: {few(unknown)}")
     counts = Counter(found.values())
@@ -2950,13 +2950,19 @@ def match_folders(folders, classes):
     return found
 
 
-def known_answers(options, classes, album):
-    """{photograph: class index}, by the names of sub-folders; UserError if failures asks for it."""
+def known_answers(options, network, album):
+    """{photograph: class index}, by the names of sub-folders; UserError where there is none, and
+    failures is drawn and no figure of single photographs."""
     try:
-        found = match_folders(album.folders, classes)
-    except UserError:
-        if "failures" in options.figures:
-            raise
+        if network.kind == "number":
+            raise UserError(f"{network.label} gives a number, no class")
+        found = match_folders(album.folders, network.classes)
+    except UserError as error:
+        if "failures" not in options.figures:
+            return {}
+        if set(options.figures) <= {"failures", "table"}:
+            raise UserError(f"failures: {error}") from error
+        say(f"failures is left out: {error}")
         return {}
     empty = [folder for folder in found if folder not in album.places.values()]
     if empty:
@@ -3022,15 +3028,14 @@ class Folder:
     def __init__(self, options, network, album):
         self.options, self.network, self.album = options, network, album
         self.counts = bool({"failures", "table"} & set(options.figures))
-        self.truths = known_answers(options, network.classes, album) if self.counts else {}
+        self.truths = known_answers(options, network, album) if self.counts else {}
+        self.figures = [each for each in options.figures if each != "failures" or self.truths]
         self.boxes = true_boxes(options, network.classes, album)
         self.tally = Tally()
         self.heats = {}  # MeanHeat of each class predicted
         self.wrong = []  # Failures, the most confident first
         self.rows = {}  # of the table, by the photograph's path
         self.localisation = Localisation()
-        if network.kind == "number" and "failures" in options.figures:
-            raise UserError(f"{network.label} gives a number, no classes: failures has no answer")
 
     def wanted(self, asked, path):
         """A Selection of classes, and with them those that figures over all need."""
@@ -3140,10 +3145,11 @@ class Folder:
 
 def add_failure(view):
     """Of sub-folders that are classes: what is taken for what, and why; the mean heat a class."""
-    folder, maps = view.folder, view.maps
+    folder = view.folder
     true = folder.truths.get(view.photo.path)
     if true is None:
         return
+    maps = view.maps
     predicted = int(view.logits.argmax())
     folder.tally[true, predicted] += 1
     if predicted not in folder.heats:

@@ -1,7 +1,8 @@
 """A network of one's own, trained in a few minutes on drawn shapes: what Image/shapes.keras and Image/shapes.png are.
 
 python tests/shapes.py folder              trains it anew
-python tests/shapes.py --known folder 25   draws a folder with known answers, 25 a class, a sub-folder each
+python tests/shapes.py --known folder 9    draws a folder with known answers, 9 of each shape,
+                                           each beside a smaller one of another kind
 """
 
 import sys
@@ -94,22 +95,23 @@ def train(epochs=8, count=12000):
     return model
 
 
-def draw_folder(folder, count, wrong=0, seed=9):
-    """Photographs of one shape each in sub-folders, `count` a class; the first `wrong` of them lie in the next class's.
+def draw_folder(folder, count, wrong=0, distract=False, seed=9):
+    """Photographs of a shape in sub-folders, `count` a class; distract: with a smaller other one.
 
-    Returns the paths of the wrong ones."""
-    generator, misplaced = np.random.default_rng(seed), []
+    The first `wrong` of them lie in the next class's folder; returns their paths."""
+    generator = np.random.default_rng(seed)
+    misplaced = []
     for number in range(count * len(NAMES)):
-        of, size = number % len(NAMES), generator.uniform(16, 26)
-        picture = draw(
-            background(generator, 96),
-            NAMES[of],
-            generator,
-            generator.uniform(size, 96 - size, 2),
-            size,
-        )
-        lies_in = NAMES[(of + (number < wrong)) % len(NAMES)]
-        path = Path(folder) / lies_in / f"{NAMES[of]}_{number:03}.png"
+        shape = number % len(NAMES)
+        size = generator.uniform(16, 22)
+        left, top = generator.uniform(size, 96 - size - 28 * distract), generator.uniform(26, 70)
+        picture = draw(background(generator, 96), NAMES[shape], generator, (left, top), size)
+        if distract:
+            other = NAMES[(shape + generator.integers(1, 4)) % len(NAMES)]
+            centre = (left + size + 14, top + generator.uniform(-12, 12))
+            draw(picture, other, generator, centre, 11)
+        lies_in = NAMES[(shape + (number < wrong)) % len(NAMES)]
+        path = Path(folder) / lies_in / f"{NAMES[shape]}_{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), picture[..., ::-1])
         if number < wrong:
@@ -119,7 +121,7 @@ def draw_folder(folder, count, wrong=0, seed=9):
 
 def main():
     if sys.argv[1] == "--known":
-        draw_folder(sys.argv[2], int(sys.argv[3]))
+        draw_folder(sys.argv[2], int(sys.argv[3]), distract=True)
         return
     folder, generator = Path(sys.argv[1]), np.random.default_rng(5)
     train().save(folder / "shapes.keras")
