@@ -26,7 +26,7 @@ from utils import Bar, Tile, keras, tf
 
 # fmt: off
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
-FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or all; see --help
+FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or overlay, trust; or all
 LAYERS = ["all"]      # names, shell wildcards, or all: the stem and the nine modules
 CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable
 KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response
@@ -135,6 +135,7 @@ def checked(model, x, classes, top=0):
         wanted = f"one x and at least one class below {count} are wanted"
         raise ValueError(f"{wanted}: {len(x)}, {list(classes)}")
     flat = utils.kept(model, "mirror", utils.mirror)
+    utils.check_channels(flat)
     utils.check_logits(flat)
     return flat
 
@@ -153,12 +154,15 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     flat = checked(model, x, classes, top)
     ordered = utils.in_order(flat, layers)
     outputs = [utils.get_operation(flat, name).output for name in ordered]
+    for name, output in zip(ordered, outputs, strict=True):
+        if len(getattr(output, "shape", ())) != 4:
+            raise ValueError(f"{name} gives no map")
     halves = utils.kept(model, tuple(ordered), lambda _: split(flat, outputs))
     maps, logits, gradients = halves(x, classes, top)
     cams = {}
     for layer, A, dy_dA in zip(ordered, maps, gradients, strict=True):
-        if dy_dA is None or len(A.shape) != 4:
-            raise ValueError(f"{layer} gives no map between the photograph and the logits")
+        if dy_dA is None:
+            raise ValueError(f"{layer} does not lie between the photograph and the logits")
         alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; the 0 is the photograph
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; ReLU when drawn
     return cams, logits.numpy()
@@ -281,7 +285,7 @@ def draw_guided(view):
     photo, layer, rows = view.tile(3), view.network.layer, []
     for index, saliency in view.guided.items():
         cam = view.cams[index]
-        heat = utils.heat_map(cam, *saliency.shape[:2], at=view.in_input(layer, cam.shape))
+        heat = utils.heat_map(cam, *saliency.shape[:2], at=view.at_input(layer, cam.shape))
         names = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
         pictures = [view.grey(saliency, photo), view.grey(saliency * heat[..., None], photo)]
         rows.append([view.overlaid(photo, index), *map(Tile, pictures, names)])

@@ -188,7 +188,7 @@ def some_of(*known):
             raise argparse.ArgumentTypeError(f"it takes names, not {text!r}")
         if not known:
             return words
-        if "all" in words:
+        if "all" in words and "all" not in known:
             return list(known)
         for word in words:
             if word.lower() not in names:
@@ -716,22 +716,33 @@ def plain_keras():
         policies.set_dtype_policy(policy)
 
 
+SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
+
+
 def rebuild(model, call, inputs=None):
-    """A functional network anew: call(operation, args, kwargs) stands for each of its operations.
+    """A functional network anew: call(operation, name, args, kwargs) stands for each operation.
 
-    Networks inside it are laid open. Operations of the model itself are never called on tensors of
-    Keras, so that nothing is left on them. inputs: Keras's, where not those of the model."""
+    Networks inside it are laid open; of two operations of one name the second is `network/name`.
+    Operations of the model itself are never called on tensors of Keras, so that nothing is left on
+    them. inputs: Keras's, where not those of the model."""
     outputs = []  # what was called last comes last: a network's operations end with its output
-
-    def call_operation(operation, *args, **kwargs):
-        if isinstance(operation, keras.Model):
-            tensors = keras.tree.flatten((args, kwargs))
-            clone(operation, [each for each in tensors if isinstance(each, keras.KerasTensor)][:1])
-        else:
-            outputs.append(call(operation, args, kwargs))
-        return outputs[-1]
+    taken = set()
 
     def clone(network, tensors):
+        def call_operation(operation, *args, **kwargs):
+            if isinstance(operation, keras.Model):
+                inside = keras.tree.flatten((args, kwargs))
+                clone(
+                    operation, [each for each in inside if isinstance(each, keras.KerasTensor)][:1]
+                )
+            else:
+                name = re.sub(r"[^A-Za-z0-9_.-]", "_", operation.name)  # what a trace allows
+                while name in taken:
+                    name = f"{network.name}{SLASH}{name}"
+                taken.add(name)
+                outputs.append(call(operation, name, args, kwargs))
+            return outputs[-1]
+
         flat = keras.Model(network.inputs, network.outputs)  # also of a Sequential
         return keras.models.clone_model(flat, tensors, lambda layer: layer, call_operation)
 
@@ -756,20 +767,12 @@ def mirror(model, follow=None):
         def compute_output_spec(self, *args, **kwargs):
             return self.operation.compute_output_spec(*args, **kwargs)
 
-    taken = set()
-
-    def call(operation, args, kwargs):
-        name = operation.name
-        while name in taken:
-            name += "_"
-        taken.add(name)
+    def call(operation, name, args, kwargs):
+        kwargs.pop("training", None)  # by default some layers train: the outer call decides
         output = Mirrored(operation, name)(*args, **kwargs)
         return follow(operation, output) if follow else output
 
     return rebuild(model, call)
-
-
-SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
 
 
 def open_network(model, size=None, pair=True):
@@ -791,21 +794,19 @@ def open_with_end(model, size=None, pair=True):
     if None in sides:
         raise ValueError("the network takes pictures of any size: give size=(height, width)")
     end = find_end(mirror(model))
-    copies = {}
+    copies = []
 
-    def call(operation, args, kwargs):
+    def call(operation, name, args, kwargs):
         if operation is end.operation and not hasattr(operation, "activation"):
             return keras.tree.flatten((args, kwargs))[0]
         twin = copy_operation(operation, linear=operation is end.operation)
-        twin.name = re.sub(r"[^A-Za-z0-9_.-]", "_", operation.name)  # what a trace allows
-        while twin.name in copies:
-            twin.name = f"{model.name}{SLASH}{twin.name}"
-        copies[twin.name] = (operation, twin)
+        twin.name = name
+        copies.append((operation, twin))
         return twin(*args, **kwargs)
 
     with plain_keras():
         opened = rebuild(model, call, [keras.Input([*sides, channels])])
-        for operation, twin in copies.values():
+        for operation, twin in copies:
             copy_weights(operation, twin)
         scores, kind = as_scores(opened.outputs[0], end.kind, pair)
         return keras.Model(opened.inputs[0], scores, name=model.name), kind
@@ -889,7 +890,7 @@ def function_name(operation):
 
 def squashing(operation):
     """softmax, sigmoid, or an empty word for an operation that ends in neither."""
-    found = re.fullmatch("(softmax|sigmoid)(layer)?", function_name(operation))
+    found = re.fullmatch("(softmax|sigmoid)(_v2)?", function_name(operation))
     return found[1] if found else ""
 
 
@@ -963,9 +964,13 @@ def in_order(flat, layers):
 
 
 def check_logits(flat):
-    """ValueError for a network whose output is not logits, or whose channels come first."""
+    """ValueError for a network, laid open by `mirror`, whose output is not logits."""
     if find_end(flat).kind != "linear":
         raise ValueError(f"{flat.name} ends in a softmax or sigmoid: see utils.open_network")
+
+
+def check_channels(flat):
+    """ValueError for a network, laid open by `mirror`, whose channels come first."""
     for operation in flat.operations:
         layer = getattr(operation, "operation", operation)
         if getattr(layer, "data_format", None) == "channels_first":
@@ -1645,6 +1650,37 @@ def bundled_vgg16():
     return model
 
 
+def open_lighter(options, light, whole, classifier):
+    """The Network without its classifier, a smaller download, or the whole: by two Recipes.
+
+    classifier: names of its layers. A figure, a layer or a weights file may ask for them."""
+    asked = [name for word in options.layers for name in fnmatch.filter(classifier, word.lower())]
+    if options.list_layers or "occlusion" in options.figures or asked:
+        return open_weights(options, whole)
+    path = options.weights.path
+    if path and holds_classifier(published_file(path, light.files + whole.files)):
+        return open_weights(options, whole)
+    return open_weights(options, light)
+
+
+def vgg_models(options):
+    """Which VGGs are drawn: one, where its layers are listed, or a file or Image/ holds it."""
+    models = options.models
+    if options.weights.word == "bundled":
+        if "vgg16" not in models:
+            raise UserError("bundled weights are VGG16's: give --models vgg16")
+        if "vgg19" in models:
+            warn("bundled weights are VGG16's: vgg19 is left out")
+        return ["vgg16"]
+    return models[-1:] if options.weights.saved or options.list_layers else models
+
+
+def lit_span(lit, reach=0):
+    """The slice from the first that is lit to the last, bool (n,), wider by a reach."""
+    places = np.flatnonzero(lit) if lit.any() else np.zeros(1, int)
+    return slice(max(places[0] - reach, 0), min(places[-1] + reach + 1, len(lit)))
+
+
 def holds_classifier(path):
     """Whether a file of Keras's published weights holds the classifier, too."""
     with contextlib.suppress(OSError), h5py.File(path) as file:
@@ -1905,11 +1941,11 @@ def place(cam, geometry, height, width):
     return rows @ np.float32(cam) @ columns.T
 
 
-def seen_part(shape, geometry):
-    """Slices of y and x: what the network saw of a photograph (H, W)."""
-    start, length = fitted(shape, geometry.size, geometry.fit)
+def seen_box(geometry, height, width):
+    """What a network saw of a photograph (height, width): slices of rows and columns."""
+    start, length = fitted((height, width), geometry.size, geometry.fit)
     edges = geometry.seen.T / geometry.size * length + start
-    (top, left), (bottom, right) = np.clip(np.rint(edges), 0, shape).astype(int)
+    (top, left), (bottom, right) = np.clip(np.rint(edges), 0, (height, width)).astype(int)
     return slice(top, bottom), slice(left, right)
 
 
@@ -1917,9 +1953,9 @@ def dim(photo, geometry):
     """A copy of a photograph, uint8 (H, W, 3), dark where the network did not see it."""
     if geometry is None:
         return photo.copy()
-    seen = seen_part(photo.shape[:2], geometry)
+    rows, columns = seen_box(geometry, *photo.shape[:2])
     dimmed = photo // 3
-    dimmed[seen] = photo[seen]
+    dimmed[rows, columns] = photo[rows, columns]
     return dimmed
 
 
@@ -2310,18 +2346,17 @@ class Explanation:
         shape = self.photo.pixels.shape[:2]
         at = self.at(self.network.layer, cam.shape)
         heat = np.zeros(shape, np.float32)
-        seen = seen_part(shape, at)
+        seen = seen_box(at, *shape)
         heat[seen] = place(cam, at, *shape)[seen]
         return heat
 
-    def fed(self, cam):
-        """The same laid over the network's input."""
-        at = self.in_input(self.network.layer, cam.shape)
-        return place(cam, at, *self.x.shape[1:3])
-
-    def in_input(self, layer, cells):
-        """`at`, for a picture of the network's input itself."""
+    def at_input(self, layer, cells):
+        """The same over the network's input itself."""
         return replace(self.at(layer, cells), fit="squeeze")
+
+    def in_input(self, cam, layer):
+        """A signed map laid over the network's input, float32 (H, W)."""
+        return place(cam, self.at_input(layer, cam.shape), *self.x.shape[1:3])
 
     def heat(self, photo, cam, layer, title, **how):
         """The Tile of a map over a photograph, with its maximum; in grey where none is positive.
@@ -2349,12 +2384,15 @@ class Explanation:
 
     def grey_over(self, values, photo):
         """A projection as a picture that lies where the photograph lies, by --fit."""
-        size = self.x.shape[1:3]
-        at = tiled(size, *size, self.options.fit)
         if self.options.fit == "squeeze":
             return self.grey(values, photo)
+        size = self.x.shape[1:3]
+        at = tiled(size, *size, self.options.fit)
         laid = [place(channel, at, *photo.shape[:2]) for channel in np.moveaxis(values, -1, 0)]
-        return dim(self.grey(np.stack(laid, axis=-1), photo), at)
+        rows, columns = seen_box(at, *photo.shape[:2])
+        seen = np.zeros((*photo.shape[:2], 1), np.float32)
+        seen[rows, columns] = 1
+        return dim(self.grey(np.stack(laid, axis=-1) * seen, photo), at)
 
     def result(self, figure):
         """Where a figure of it lands."""
@@ -2399,7 +2437,9 @@ def album_result(options, network, album, figure):
 def save_page(options, network, album, figure, rows, note, arrays, bars=None, **files):
     """Write a page over all photographs. files: suffix, count of Result.write."""
     heading = page_heading(options, network.about or network.label, figure)
-    bars = [Bar(options.colormap, "max")] if bars is None else bars
+    coloured = figure != "top9"
+    usual = [Bar(options.colormap, "max")] if coloured else []
+    bars = usual if bars is None else bars
     page = make_page(rows, heading, note, bars, options.scale)
     arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
     album_result(options, network, album, figure).write(page, arrays, **files)
@@ -2479,15 +2519,15 @@ def deletion_and_insertion(x, heats, grey, probabilities_of, count=10):
     return trials
 
 
-def curve_tile(trial, height=220):
+def curve_tile(trial, height=220, scale=1):
     """A map's curve in red, over that of random orders ± two sample standard deviations."""
     curve, *others = trial.curves
     mean = np.mean(others, axis=0)
     spread = 2 * np.std(others, axis=0, ddof=1)
     highest = np.minimum(mean + spread, 1)
     shares = np.linspace(0, 100, 11)
-    figure = Figure(figsize=(2.8, height / 100), dpi=100)
-    axes = figure.add_axes((0.27, 48 / height, 0.67, 1 - 58 / height))
+    figure = Figure(figsize=(2.8, height / 100), dpi=100 * scale)
+    axes = figure.add_axes((0.33, 48 / height, 0.61, 1 - 58 / height))
     axes.fill_between(shares, np.maximum(mean - spread, 0), highest, color="0.85")
     axes.plot(shares, mean, "grey", shares, curve, "C3")
     ceiling = 1.1 * min(max(highest.max(), curve.max()), 1) or 1
@@ -2569,14 +2609,15 @@ class Evidence:
     def tiles(self, view, first):
         """The map's Tile, with what it is better than, and a Tile for each test."""
         names = [each.name for each in self.trials if each.verdict() == "better than"]
-        height = max(first.picture.shape[0], 180)
+        scale = view.options.scale
+        height = max(first.picture.shape[0] // scale, 180)
         photo = view.tile(6)
         title = f"occlusion\nrank correlation {self.correlation:.2f}"
         return [
             first._replace(
                 title=f"{first.title}\nbeats chance: {' and '.join(names) or 'neither'}"
             ),
-            *[curve_tile(trial, height) for trial in self.trials],
+            *[curve_tile(trial, height, scale) for trial in self.trials],
             view.heat(photo, self.drops, None, title, word="falls by", lack="it never falls"),
         ]
 
@@ -2587,7 +2628,8 @@ class Evidence:
 
 def put_to_test(view, cams):
     """{class: Evidence} of the maps {class: map} of a photograph."""
-    heats = {index: view.fed(cam) for index, cam in cams.items()}
+    layer = view.network.layer
+    heats = {index: view.in_input(cam, layer) for index, cam in cams.items()}
     grey = view.grey_input()
     trials = deletion_and_insertion(view.x, heats, grey, view.predict)
     occlusion = occlude(view.x, grey, lambda batch: (view.network.logits(batch),), 25, 12)
@@ -2681,6 +2723,11 @@ class Best(NamedTuple):
     activations: np.ndarray
     numbers: np.ndarray
 
+    def of(self, kernel):
+        """Numbers of the photographs that excite a kernel, at least one."""
+        count = max(1, int((self.activations[:, kernel] > 0).sum()))
+        return self.numbers[:count, kernel]
+
     def merge(self, activations, numbers):
         """The best of these and of others: activations (n, K), numbers (n, K) or (n, 1)."""
         activations = np.concatenate([self.activations, activations])
@@ -2690,19 +2737,246 @@ class Best(NamedTuple):
         return Best(*[np.take_along_axis(each, order, axis=0) for each in (activations, numbers)])
 
 
-def read_ahead(album, numbers, prepare, size=8):
+# --- the scan of a folder ---
+
+
+def scan(network, album):
+    """The Best of each kernel of a layer over all photographs, by its response in inner cells."""
+    width = get_operation(network.model, network.layer).output.shape[-1]
+    best = Best(np.zeros((0, width), np.float32), np.zeros((0, width), int))
+    respond = responder(network)
+    for batch in read_ahead(album, network.prepare):
+        read = np.array([[number] for number, _ in batch])
+        activations = respond(np.concatenate([x for _, x in batch]))
+        best = best.merge(activations.numpy(), read)
+    return best
+
+
+def responder(network):
+    """A traced function of inputs (N, H, W, channels): each kernel's strongest response, (N, K)."""
+    photograph = network.model.inputs[0]
+    top = keras.Model(photograph, get_operation(network.model, network.layer).output)
+    inside = network.inside(network.layer)
+    rows, columns = lit_span(inside.any(axis=1)), lit_span(inside.any(axis=0))
+
+    def respond(x):
+        maps = top(x, training=False)
+        if len(maps.shape) == 4:
+            maps = tf.reduce_max(maps[:, rows, columns], axis=(1, 2))
+        return maps
+
+    return tf.function(respond, [tf.TensorSpec((None, *photograph.shape[1:]), tf.float32)])
+
+
+def left_over_all(options, album, network, figures):
+    """Which of the figures over all photographs are left to be drawn; what is there is said."""
+    left = []
+    for figure in [figure for figure in options.figures if figure in figures]:
+        if album_result(options, network, album, figure).is_drawn():
+            warn(f"{figure}: there already")
+        else:
+            left.append(figure)
+    return left
+
+
+def read_ahead(album, prepare, size=8):
     """Lists of (number, network's input) of readable photographs, one list ahead of its use."""
 
     def read(number):
         photo = album.read(album.paths[number])
-        return [(number, prepare(photo.pixels))] if photo else []
+        return (number, prepare(photo.pixels)) if photo else None
 
+    count = len(album.paths)
+    advance = progress(count)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         ahead = []
-        for start in range(0, len(numbers) + size, size):
+        for start in range(0, count + size, size):
             ready = ahead
-            ahead = [pool.submit(read, number) for number in numbers[start : start + size]]
-            yield list(itertools.chain(*[done.result() for done in ready]))
+            ahead = [pool.submit(read, number) for number in range(start, min(start + size, count))]
+            found = []
+            for done in ready:
+                found.append(done.result())
+                advance()
+            batch = list(filter(None, found))
+            if batch:
+                yield batch
+
+
+# --- tiles of kernels and of what squares hide ---
+
+
+def tiles_of_one_height(views, times):
+    """The photographs of Explanations as tiles of a page that has each so many times in a row."""
+    photos = [view.photo.pixels for view in views]
+    shapes = [photo.shape[1] / photo.shape[0] for photo in photos]  # width by height
+    height = min(max((PAGE - 100) / sum(shapes) / times, 100), 280)
+    height = int(height * views[0].options.scale)
+    sizes = [(max(round(height * shape), 1), height) for shape in shapes]
+    return [resize(photo, *size) for photo, size in zip(photos, sizes, strict=True)]
+
+
+def patch_side(photo, scale):
+    """How wide a patch is beside a tile of the photograph: as high as that, at least 100 pixels."""
+    return max(min(photo.shape[:2]), 100 * scale)
+
+
+class Mosaics(NamedTuple):
+    """How patches, at most nine a kernel and at least 100 pixels wide, are laid out on a page."""
+
+    across: int  # patches side by side
+    side: int  # pixels of a patch
+    a_row: int  # mosaics side by side
+
+
+def mosaics_of(options, count):
+    """The Mosaics of kernels, of so many patches: those of a kernel, and projected by each rule.
+
+    UserError where the kernels asked for make a page that is too high."""
+    across = min(count, 3)
+    side = 100 if across == 3 else 150
+    of_kernel = 1 + len(options.rules)
+    kernels_a_row = max(1, round(PAGE / of_kernel / (across * (side + 2) + GAP)))
+    side *= options.scale
+    asked = len(options.kernels.indices) + options.kernels.top
+    check_height(options, -(-asked // kernels_a_row), -(-count // across) * side)
+    return Mosaics(across, side, of_kernel * kernels_a_row)
+
+
+class Fall(NamedTuple):
+    """How far a number falls where a part of the photograph is hidden."""
+
+    before: float
+    hidden: np.ndarray  # (rows, columns)
+
+    def map(self):
+        """How much of it is needed of each part."""
+        return self.before - self.hidden
+
+    def words(self):
+        return f"{self.before:.3g}, hidden {self.hidden.min():.3g} to {self.hidden.max():.3g}"
+
+
+COLOURS = {  # of the most frequent classes; grey of all the rest
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "yellow": (240, 220, 60),
+    "blue": (31, 119, 180),
+    "violet": (148, 103, 189),
+}
+
+
+def nearest_cells(cells, size, at):
+    """The index of the cell nearest to each pixel of a photograph, (H, W), as np.ix_ gives it.
+
+    cells: (rows, columns), which share the network's input evenly. at: their Geometry."""
+    start, length = fitted(size, at.size, at.fit)
+    nearest = []
+    for axis, count in enumerate(cells):
+        places = (np.arange(size[axis]) + 0.5 - start[axis]) / length[axis] * count
+        nearest.append(np.clip(places, 0, count - 1).astype(int))
+    return np.ix_(*nearest)
+
+
+def winners_tile(winners, photo, at, names):
+    """The Tile of the most probable classes, int (rows, columns), in colours over a photograph.
+
+    at: their Geometry, as `tiled` gives it. names: ClassNames."""
+    classes, counts = np.unique(winners, return_counts=True)
+    frequent = classes[np.argsort(-counts, kind="stable")].tolist()
+    colours = dict(zip(frequent, COLOURS, strict=False))
+    painted = np.full((*winners.shape, 3), 128, np.uint8)
+    for index, colour in colours.items():
+        painted[winners == index] = COLOURS[colour]
+    painted = painted[nearest_cells(winners.shape, photo.shape[:2], at)]
+    mixed = cv2.addWeighted(painted, 0.5, photo, 0.5, 0)
+    legend = "; ".join(f"{colour}: {names.title(index)}" for index, colour in colours.items())
+    return Tile(dim(mixed, at), f"most probable: {legend}")
+
+
+class Way(NamedTuple):
+    """How a kernel is projected: mode and rule of `deconvnet`."""
+
+    mode: str
+    rule: str
+
+    def words(self):
+        return f"{self.rule}: {'whole map' if self.mode == 'all' else 'strongest patch'}"
+
+
+@dataclass
+class Projected:
+    """A kernel's projections before a photograph, and the patch that they are cut to."""
+
+    kernel: int
+    stem: str  # what the photograph's results are called
+    seen: np.ndarray  # uint8 (H, W, 3), what the network was fed of it
+    cam: np.ndarray | None = None  # the kernel's map, (h, w)
+    values: dict = field(default_factory=dict)  # {Way: float32 (H, W, channels)}
+    cut: tuple = ()  # slices of y and x
+
+
+def cut_patches(found, way):
+    """Cut patches of one size, for a figure, by the projections in a Way of mode max."""
+    cuts = patches(np.stack([each.values[way] for each in found]))
+    for each, cut in zip(found, cuts, strict=True):
+        each.cut = cut
+
+
+def projection_arrays(options, layer, found, several=False):
+    """Projections to be saved: LAYER/KERNEL, behind which stands what is not the options' first."""
+    arrays = {}
+    for each in found:
+        for way, values in each.values.items():
+            words = [layer, str(each.kernel)]
+            words += [way.mode] if way.mode != options.mode else []
+            words += [way.rule] if way.rule != options.rules[0] else []
+            words += [each.stem] if several else []
+            arrays["/".join(words)] = values
+    return arrays
+
+
+def kernel_mosaics(found, best, layout, preprocess):
+    """A kernel's Tiles: patches of its Best photographs, and these projected in each Way.
+
+    found: its Projected, the strongest first. layout: Mosaics."""
+    title = f"kernel {found[0].kernel}"
+    strengths = best.activations[: len(found), found[0].kernel]
+    square = np.empty((layout.side, layout.side))
+    seen = [resize(each.seen[each.cut], layout.side, layout.side) for each in found]
+    span = f"{strengths[0]:.3g} to {strengths[-1]:.3g}"
+    tiles = [Tile(mosaic(seen, layout.across), f"{title}: {span}")]
+    for way in found[0].values:
+        pictures = [signed_grey(each.values[way][each.cut], square, preprocess) for each in found]
+        tiles.append(Tile(mosaic(pictures, layout.across), f"{title}: {way.rule}"))
+    return tiles
+
+
+class Hidden(NamedTuple):
+    """What a network answers where a grey square hides a part of the photograph."""
+
+    probability: Fall  # of a class
+    response: Fall  # the sum of a kernel's map
+    winners: np.ndarray  # the most probable classes, int (rows, columns)
+
+
+def hide_parts(view, layer, kernel):
+    """The Hidden of the first class asked for and of a kernel (Zeiler and Fergus, figure 7)."""
+    network, options = view.network, view.options
+    outputs = [network.model.outputs[0], get_operation(network.model, layer).output]
+    model = keras.Model(network.model.inputs[0], outputs)
+
+    def evaluate(batch):
+        logits, maps = model(batch, training=False)
+        responses = maps.numpy()[..., kernel].reshape(len(batch), -1)
+        return network.probabilities(logits), responses.sum(axis=1)
+
+    view.keep(network.logits(view.x)[0])
+    index = view.classes[0]
+    before, response = evaluate(view.x)
+    hidden = occlude(view.x, view.grey_input(), evaluate, options.patch, options.stride)
+    probabilities, responses = hidden.values
+    probability = Fall(before[0, index], probabilities[..., index])
+    return Hidden(probability, Fall(response[0], responses), probabilities.argmax(axis=-1))
 
 
 # --- Boxes: weakly supervised localisation ---
@@ -3153,7 +3427,7 @@ def add_failure(view):
     predicted = int(view.logits.argmax())
     folder.tally[true, predicted] += 1
     if predicted not in folder.heats:
-        at = view.in_input(view.network.layer, maps[predicted].shape)
+        at = view.at_input(view.network.layer, maps[predicted].shape)
         folder.heats[predicted] = MeanHeat(at)
     folder.heats[predicted].add(maps[predicted])
     if predicted != true:

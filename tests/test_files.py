@@ -1,0 +1,268 @@
+"""Files by the shell: labels, GoogLeNet's checkpoint in every form, and what is refused.
+
+GoogLeNet's logits are held against a second forward pass in tf.nn, from the checkpoint alone.
+"""
+
+import functools
+import os
+import pickle
+import re
+import tarfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers as kl
+
+import utils
+from gradcam_vgg import grad_cam
+from helpers import error, head, shake, small
+
+GOOGLENET, VGG, RESNET = "gradcam_googlenet.py", "gradcam_vgg.py", "gradcam_resnet50.py"
+MINE = ("--weights", "mine.keras", "--preprocess", "none")
+
+
+class Unknown(kl.Layer):
+    """A custom layer, which is not registered."""
+
+    def call(self, x):
+        return 2 * x
+
+
+def test_layers_of_inner_networks_are_listed_drawn_and_asked_for(shell):
+    layers = [keras.Input((32, 32, 3))]
+    for name in ("left", "right"):
+        inner = [kl.Conv2D(4, 3, name="conv"), kl.BatchNormalization(name="norm"), kl.ReLU()]
+        inner[2].name = "relu"
+        layers += [keras.Sequential(inner, name=name), kl.MaxPooling2D(name=f"pool_{name}")]
+    shake(keras.Sequential([*layers, kl.Flatten(), head("softmax")])).save("mine.keras")
+    right = ["right/conv", "right/norm", "right/relu", "pool_right"]
+    listed = shell(RESNET, *MINE, "--list-layers")
+    assert listed[:2] == (0, ["conv", "norm", "relu", "pool_left", *right])
+    found = shell.arrays(RESNET, *MINE, "--classes", "0", figure="layers")
+    drawn = {key for key in found if key.endswith("/0")}
+    assert drawn == {"mine/relu/0", "mine/right/relu/0"}  # one a resolution
+    words = ("--classes", "2", "--layers", "relu,right/n*")
+    found = shell.arrays(RESNET, *MINE, *words, figure="layers")
+    opened = utils.open_network(keras.saving.load_model("mine.keras"))
+    layers = ["relu", "right/norm"]
+    maps, logits = grad_cam(opened, found["mine/input"], layers, [2])
+    assert error(found["mine/logits"], logits) < 1e-4
+    for layer in layers:
+        assert error(found[f"mine/{layer}/2"], maps[layer][0]) < 1e-4
+    assert "right/conv" in shell.refusal(RESNET, *MINE, "--layers", "left/conv")
+
+
+NAMES = ["red fox", "tabby", "tiger cat", "dog"]  # of the four classes of `small`
+LABELS = {
+    "numbers.txt": ["5", "4", "3", "2"],
+    "names.txt": NAMES,
+    "three.txt": NAMES[:3],
+    "twice.txt": ["dog", "cat", "owl", "dog"],
+}
+ASKED = [  # labels, word, indices or what the error says
+    ("names.txt", "Tiger_Cat,DOG,0", {2, 3, 0}),
+    ("training", "dog,tabby", {0, 2}),  # its folders, sorted
+    (None, "class 2", {2}),
+    (None, "Egyptian cat,n01443537", {285, 1}),  # of 1000: ImageNet's
+    ("numbers.txt", "3", {3}),
+    ("names.txt", "tigre cat", "'tigre cat'.*did you mean tiger cat"),
+    ("names.txt", "4", "'4'.*0.*3"),
+    ("twice.txt", "dog", "2 classes.*'dog'.*0.*3"),
+    ("three.txt", "0", "three.txt.*3.*4"),
+    ("no.txt", "0", "no.txt"),
+]
+
+
+@pytest.mark.parametrize("labels, word, expected", ASKED)
+def test_classes_are_asked_for_by_labels(shell, labels, word, expected):
+    small(units=1000 if "Egyptian" in word else 4).save("mine.keras")
+    for file, names in LABELS.items():
+        Path(file).write_text("\n".join(names) + "\n")
+    for name in (*NAMES, ".hidden"):
+        Path("training", name).mkdir(parents=True)
+    words = [*MINE, "--classes", word]
+    if labels:
+        words += ["--labels", labels]
+    if isinstance(expected, str):
+        assert re.search(expected, shell.refusal(VGG, *words))
+    else:
+        keys = [key for key in shell.arrays(VGG, *words) if re.search(r"conv2/\d+$", key)]
+        assert {int(key.rpartition("/")[2]) for key in keys} == expected
+
+
+# --- GoogLeNet and its checkpoint -----------------------------------------------------------------
+
+TABLE = Path(__file__).with_name("inception_v1_checkpoint.tsv").read_text().splitlines()[1:]
+SHAPES = {name: tuple(map(int, shape.split("x"))) for name, shape in map(str.split, TABLE)}
+FIRST, LOGITS = "InceptionV1/Conv2d_1a_7x7", "InceptionV1/Logits/Conv2d_0c_1x1"
+ARCHIVE = "inception_v1_2016_08_28.tar.gz"
+pool = functools.partial(tf.nn.max_pool2d, strides=2, padding="SAME")
+
+
+def convolve(arrays, x, *names, stride=1):
+    for name in names:
+        x = tf.nn.conv2d(x, arrays[f"InceptionV1/{name}/weights"], stride, "SAME")
+        mean = arrays[f"InceptionV1/{name}/BatchNorm/moving_mean"]
+        variance = arrays[f"InceptionV1/{name}/BatchNorm/moving_variance"]
+        beta = arrays[f"InceptionV1/{name}/BatchNorm/beta"]
+        x = tf.nn.relu((x - mean) / tf.sqrt(variance + 0.001) + beta)
+    return x
+
+
+def mixed(arrays, x, *names):
+    for name in names:
+        one, two, three, four = [f"{name}/Branch_{number}/Conv2d_0" for number in range(4)]
+        second = "a" if name == "Mixed_5b" else "b"  # as TF-Slim has it
+        branches = [
+            convolve(arrays, x, f"{one}a_1x1"),
+            convolve(arrays, x, f"{two}a_1x1", f"{two}b_3x3"),
+            convolve(arrays, x, f"{three}a_1x1", f"{three}{second}_3x3"),
+            convolve(arrays, pool(x, 3, strides=1), f"{four}b_1x1"),
+        ]
+        x = tf.concat(branches, axis=3)
+    return x
+
+
+def forward(arrays, x):
+    """The 1001 logits, a second way."""
+    x = pool(convolve(arrays, x, "Conv2d_1a_7x7", stride=2), 3)
+    x = pool(convolve(arrays, x, "Conv2d_2b_1x1", "Conv2d_2c_3x3"), 3)
+    x = pool(mixed(arrays, x, "Mixed_3b", "Mixed_3c"), 3)
+    x = mixed(arrays, x, "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f")
+    x = mixed(arrays, pool(x, 2), "Mixed_5b", "Mixed_5c")
+    x = tf.nn.conv2d(tf.nn.avg_pool2d(x, 7, 1, "VALID"), arrays[f"{LOGITS}/weights"], 1, "SAME")
+    return (x + arrays[f"{LOGITS}/biases"])[0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Random values of every variable such that signals neither die nor explode."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, shape in SHAPES.items():
+        scale = np.sqrt(2 / np.prod(shape[:-1])) if len(shape) > 1 else 0.3
+        values = np.float32(rng.normal(0, scale, shape))
+        found[name] = abs(values) + np.float32(0.5) if name.endswith("variance") else values
+    return found | {"global_step": np.int64(4242)}
+
+
+FORMS = ["inception_v1.ckpt", "model.ckpt-42.index", "weights.npz", "archive"]  # V1, V2, and so on
+
+
+@pytest.fixture(scope="module")
+def forms(arrays, tmp_path_factory):
+    """A folder that holds the same values in every form."""
+    folder = tmp_path_factory.mktemp("Gewichte für GoogLeNet")
+    names, tensors = [*arrays], [tf.constant(array) for array in arrays.values()]
+    one, two = str(folder / "inception_v1.ckpt"), str(folder / "model.ckpt-42")
+    tf.raw_ops.Save(filename=one, tensor_names=names, data=tensors)
+    slices = [""] * len(names)
+    tf.raw_ops.SaveV2(prefix=two, tensor_names=names, tensors=tensors, shape_and_slices=slices)
+    np.savez(folder / "weights.npz", **arrays)
+    (folder / "archive").mkdir()
+    with tarfile.open(folder / "archive" / ARCHIVE, "w:gz", compresslevel=0) as tar:
+        tar.add(one, "inception_v1.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_checkpoint_gives_the_logits_of_the_second_way(
+    shell, arrays, forms, form
+):
+    found = shell.arrays(GOOGLENET, "--weights", forms / form, "--classes", "top1")
+    expected = forward(arrays, found["googlenet/input"])[1:]  # without the background
+    assert error(found["googlenet/logits"], expected) < 1e-4
+
+
+# --- files that are refused -----------------------------------------------------------------------
+
+
+def trapped():
+    """A network whose code, were it run, would make a folder."""
+    trap = kl.Lambda(lambda x: (__import__("os").mkdir("sprung"), x)[1])
+    trap.call = lambda x: x  # here; not in the file
+    return small(before=trap)
+
+
+def two_images():
+    images = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]
+    return keras.Model(images, head()(kl.Flatten()(kl.Add()(images))))
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+TEXT = b"these are no weights\n" * 99
+PICKLE = pickle.dumps(Trap())
+CHECKPOINT = "inception_v1.ckpt"
+MAPS_OUT = [keras.Input((64, 64, 3)), kl.Conv2D(4, 1)]
+NETWORK_FILES = {  # what is saved, or the bytes; what the line says besides the file's name
+    "lambda.keras": (trapped, "Lambda"),
+    "lambda.h5": (trapped, "Lambda"),
+    "own layer.keras": (lambda: small(before=Unknown()), "Unknown"),
+    "two images.keras": (two_images, "one image"),
+    "segmentation.keras": (lambda: keras.Sequential(MAPS_OUT), "one vector"),
+    "truncated.keras": (small, "not a whole one"),
+    "truncated.h5": (small, "truncated"),
+    "text.keras": (TEXT, ""),
+    "pickle.keras": (PICKLE, ""),
+    "pickle.h5": (PICKLE, ""),
+    "text.tar.gz": (TEXT, ""),
+    "pickle.ckpt": (PICKLE, ""),
+}
+
+
+@pytest.mark.parametrize("name", NETWORK_FILES)
+def test_files_that_are_no_networks_are_refused(shell, name):
+    content, said = NETWORK_FILES[name]
+    if callable(content):
+        content().save(name)
+        content = Path(name).read_bytes()
+    Path(name).write_bytes(content[: int(len(content) * 0.6)] if "truncated" in name else content)
+    line = shell.refusal(GOOGLENET, "--weights", name)  # no folder is made: nothing sprang
+    assert name in line
+    assert said in line.replace(name, "")
+
+
+ARRAY_FILES = {  # what becomes of GoogLeNet's arrays; what the line says
+    "one missing": ({f"{FIRST}/weights": None}, f"{FIRST}/weights"),
+    "channels swapped": ({f"{FIRST}/weights": np.zeros((7, 7, 64, 3))}, "7, 64, 3"),
+    "no background": ({f"{LOGITS}/biases": np.zeros(1000)}, "1000"),
+    "not finite": ({f"{FIRST}/BatchNorm/beta": np.full(64, np.nan)}, "not finite"),
+    "objects": ({f"{FIRST}/weights": np.full((7, 7, 3, 64), Trap())}, "pickle"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAY_FILES)
+def test_arrays_of_another_network_are_refused(shell, arrays, name):
+    changes, said = ARRAY_FILES[name]
+    changed = {key: array for key, array in (arrays | changes).items() if array is not None}
+    np.savez("mine.npz", **changed)
+    assert said in shell.refusal(GOOGLENET, "--weights", "mine.npz")
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [(CHECKPOINT, tarfile.FIFOTYPE), (f"../../{CHECKPOINT}", b"0"), (CHECKPOINT, tarfile.SYMTYPE)],
+)
+def test_archives_that_lead_elsewhere_are_refused(shell, name, kind):
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    member.linkname = "/etc/hostname"
+    with tarfile.open("mine.tar.gz", "w:gz") as archive:
+        archive.addfile(member)
+    assert CHECKPOINT in shell.refusal(GOOGLENET, "--weights", "mine.tar.gz")
+
+
+def test_the_traps_of_these_tests_are_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trapped().save("trap.keras")
+    keras.saving.load_model("trap.keras", safe_mode=False)
+    Path("sprung").rmdir()
+    pickle.loads(PICKLE)
+    Path("sprung").rmdir()
