@@ -26,7 +26,7 @@ from utils import Bar, Tile, keras, tf
 
 # fmt: off
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
-FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or overlay, trust; or all
+FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or all; see below
 LAYERS = ["all"]      # names, shell wildcards, or all: the stem and the nine modules
 CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable
 KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response

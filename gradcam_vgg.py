@@ -17,7 +17,7 @@ from utils import Bar, Tile, keras, tf
 # fmt: off
 IMAGES = ["Image/cat_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
 MODELS = ["vgg16", "vgg19"]  # one of them, or both
-FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or overlay, trust; or all
+FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or all; see below
 LAYERS = ["all"]      # names, shell wildcards, or all: every convolution; some figures draw one
 CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable
 KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response

@@ -1984,7 +1984,12 @@ def overlay(photo, cam, at=None, colormap="jet", alpha=0.5, scale=None):
     and what it did not see is dimmed; without, the map is stretched. scale: see `heat_map`."""
     colours = colorize(heat_map(cam, *photo.shape[:2], scale, at), colormap)
     mixed = cv2.addWeighted(colours, alpha, photo, 1 - alpha, 0)
-    return dim(mixed, at) if at else mixed
+    if at is None:
+        return mixed
+    shown = dim(photo, at)
+    rows, columns = seen_box(at, *photo.shape[:2])
+    shown[rows, columns] = mixed[rows, columns]
+    return shown
 
 
 def signed_grey(values, like, preprocess="none"):
@@ -2335,10 +2340,10 @@ class Explanation:
 
     def at(self, layer, cells):
         """The Geometry by which a map of so many cells, (h, w), of a layer is laid over."""
-        known = None
-        if layer and self.options.place == "field":
-            known = self.network.geometry(layer)
-        return replace(known or tiled(self.x.shape[1:3], *cells), fit=self.options.fit)
+        known = self.network.geometry(layer) if layer else None
+        if known and self.options.place == "field":
+            return replace(known, fit=self.options.fit)
+        return tiled(self.x.shape[1:3], *cells, self.options.fit)
 
     def laid(self, cam):
         """A map of the layer that figures of one layer draw, laid over the photograph, float32 (H,
@@ -3167,7 +3172,8 @@ def draw_boxes(view):
         if true:
             folder.localisation.add(heat, box, true)
     threshold = f"over {view.options.threshold} % of the maximum"
-    note = f"{layer} · white: {threshold}; red: its largest segment's box; green: true boxes"
+    note = f"{layer} · white: {threshold}; red: its largest segment's box"
+    note += "; green: true boxes" if truths else ""
     view.save("boxes", in_grid(tiles), note, arrays, [])
 
 

@@ -1,4 +1,4 @@
-"""A network of one's own, trained in a few minutes on drawn shapes: what Image/shapes.keras and Image/shapes.png are.
+"""A network of one's own, trained in a few minutes on drawn shapes: Image/shapes.keras, shapes.png.
 
 python tests/shapes.py folder              trains it anew
 python tests/shapes.py --known folder 9    draws a folder with known answers, 9 of each shape,
@@ -50,7 +50,7 @@ def draw(picture, name, generator, centre, size):
 
 
 def examples(count, seed, side=96):
-    """Pictures of one shape each, uint8 (count, side, side, 3), and its numbers in NAMES, (count,)."""
+    """Pictures of one shape each, uint8 (count, side, side, 3), and their numbers, (count,)."""
     generator = np.random.default_rng(seed)
     pictures, numbers = [], generator.integers(0, len(NAMES), count)
     for number in numbers:
@@ -127,7 +127,7 @@ def main():
     train().save(folder / "shapes.keras")
     (folder / "shapes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     picture = background(generator, 480)
-    for name, centre in zip(NAMES, ((120, 120), (350, 130), (130, 350), (350, 350))):
+    for name, centre in zip(NAMES, ((120, 120), (350, 130), (130, 350), (350, 350)), strict=True):
         draw(picture, name, generator, centre, 80)
     cv2.imwrite(str(folder / "shapes.png"), picture[..., ::-1])
 

@@ -3,16 +3,16 @@
 import functools
 import itertools
 
+import helpers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import Projector, error, noise, shake
 from keras import layers as kl
 
-import helpers
 import utils
 from deconvnet_vgg import deconvnet
-from helpers import Projector, error, noise, shake
 
 MODES = ("max", "all")
 WAYS = list(itertools.product(MODES, ("deconvnet", "guided", "gradient")))

@@ -14,11 +14,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import error, head, shake, small
 from keras import layers as kl
 
 import utils
 from gradcam_vgg import grad_cam
-from helpers import error, head, shake, small
 
 GOOGLENET, VGG, RESNET = "gradcam_googlenet.py", "gradcam_vgg.py", "gradcam_resnet50.py"
 MINE = ("--weights", "mine.keras", "--preprocess", "none")

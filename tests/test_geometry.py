@@ -5,12 +5,13 @@ import itertools
 from dataclasses import replace
 
 import cv2
-import utils
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+
+import utils
 
 PHOTO = 200, 320
 RADIUS = 12  # of the disc

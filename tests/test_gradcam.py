@@ -11,18 +11,18 @@ import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
+import helpers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import METHODS, classify, error, head, noise, shake, textbook
 from keras import layers as kl
 
 import gradcam_vgg
-import helpers
 import utils
 from deconvnet_vgg import deconvnet
 from gradcam_vgg import guided_backprop
-from helpers import METHODS, classify, error, head, noise, shake, textbook
 
 
 @pytest.fixture(params=["eagerly", "traced"])

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import channels_first, error, head, noise, shake, small, textbook, two_logits
 from keras import layers as kl
 
 import utils
 from gradcam_vgg import grad_cam
-from helpers import channels_first, error, head, noise, shake, small, textbook, two_logits
 
 PHOTO = utils.HERE / "Image" / "cat.jpg"
 

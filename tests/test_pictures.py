@@ -3,9 +3,9 @@
 import matplotlib
 import numpy as np
 import pytest
+from helpers import noise
 
 import utils
-from helpers import noise
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 GREY = [0.299, 0.587, 0.114]  # BT.601
