@@ -3379,6 +3379,8 @@ class Folder:
             tiles.append(Tile(fit_tile(picture, columns, self.options.scale), title))
             arrays[f"{self.network.layer}/{index}/mean"] = mean
         note = f"{self.network.layer} · mean heat of the class predicted, of each map's maximum"
+        if len(classes) < len(self.heats):
+            note += f" · the {len(classes)} most frequent of {len(self.heats)} classes"
         how = {"suffix": "_heat", "count": count}
         self.save("failures", in_grid(tiles), note, arrays, **how)
 
@@ -3463,19 +3465,13 @@ def failure_row(view, failure):
 def signed_tile(view, photo, difference, failure):
     """The Tile of a signed map: red where it is positive, blue where it is negative."""
     at = view.at(view.network.layer, difference.shape)
-    laid = place(difference, at, *photo.shape[:2])
-    colours = signed_colours(laid, np.abs(laid).max() or 1)
+    laid = place(difference, at, *photo.shape[:2])[..., None]
+    ends = np.float32(np.where(laid > 0, RED, BLUE))
+    colours = np.uint8(255.5 + np.abs(laid) / (np.abs(laid).max() or 1) * (ends - 255))
     picture = dim(cv2.addWeighted(colours, 0.6, grey_photo(photo), 0.4, 0), at)
     predicted, true = map(view.network.classes.short, (failure.predicted, failure.true))
     title = f"red: {predicted} rather than {true}\nblue: {true} rather than {predicted}"
     return Tile(picture, title)
-
-
-def signed_colours(values, scale):
-    """Values (h, w) as uint8 (h, w, 3), RGB: from scale on red, 0 white, from -scale on blue."""
-    share = np.clip(values / scale, -1, 1)[..., None]
-    ends = np.float32(np.where(share > 0, RED, BLUE))
-    return np.uint8(255.5 + np.abs(share) * (ends - 255))
 
 
 def add_row(view):
