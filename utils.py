@@ -2318,7 +2318,7 @@ class Explanation:
             )
         if self.network.kind != "number" and self.network.probabilities(logits).max() > 0.999999:
             how = self.network.preprocess
-            warn(f"{label} has no doubt (p > 0.999999): is --preprocess {how} right?")
+            say(f"{label} has no doubt (p > 0.999999): is --preprocess {how} right?")
         self.logits = logits
         self.classes = self.network.selection.among(logits)
 
@@ -3244,7 +3244,8 @@ def known_answers(options, network, album):
             raise UserError(f"failures: {error}") from error
         say(f"failures is left out: {error}")
         return {}
-    empty = [folder for folder in found if folder not in album.places.values()]
+    filled = set(album.places.values())
+    empty = [folder for folder in found if folder not in filled]
     if empty:
         say(f"sub-folders without photographs: {few(empty)}")
     places = album.places.items()
