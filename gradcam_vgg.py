@@ -29,6 +29,9 @@ PREPROCESS = "auto"   # auto; caffe, tf or torch, as Keras calls them; unit: 0 t
 FIT = "squeeze"       # squeeze, crop or pad: how a photograph becomes the network's rectangle
 RESIZE = "area"       # area; bilinear and nearest as Keras's loaders do
 PLACE = "field"       # field: maps lie where the network looked; stretch: over the whole photograph
+THRESHOLD = 15        # of boxes and table: percent of a map's maximum, over which it is hot
+BOXES = ""            # of boxes: a CSV file of true ones, photo,class,x0,y0,x1,y1
+PAGES = 5             # of failures: at most so many pages
 SCALE = 1             # pages so many times as large, for print
 SEED = 0              # of random weights
 OUTPUT = "results"    # folder of the results
@@ -183,11 +186,16 @@ class GradCam(utils.Explanation):
         return {layer: dict(zip(order, maps, strict=True)) for layer, maps in cams.items()}
 
     @functools.cached_property
-    def cams(self):
-        """{class: map} of the layer that figures of one layer draw, in the order asked for."""
+    def maps(self):
+        """{class: map} of the layer that figures of one layer draw."""
         layer = self.network.layer
-        cams = self.class_maps([layer], self.network.selection)[layer]
-        return {index: cams[index] for index in self.classes}
+        return self.class_maps([layer], self.wanted())[layer]
+
+    @functools.cached_property
+    def cams(self):
+        """Those of the classes asked for, in that order."""
+        maps = self.maps
+        return {index: maps[index] for index in self.classes}
 
     @functools.cached_property
     def guided(self):
@@ -313,24 +321,21 @@ def draw_overlay(view):
 
 
 def draw_trust(view):
-    """Can the map be believed: deletion and insertion against chance, and untrained weights."""
-    network, layer, photo = view.network, view.network.layer, view.tile(4)
-    scale = view.options.scale
-    height = max(photo.shape[0] // scale, 180)
-    control = utils.kept(network.model, "control", functools.partial(reinitialised, view.options))
-    controls = grad_cam(control, view.x, [layer], list(view.cams), view.options.method)[0][layer]
-    heats = {index: view.in_input(cam, layer) for index, cam in view.cams.items()}
-    trials = utils.deletion_and_insertion(view.x, heats, view.grey_input(), view.predict)
+    """Can the map be believed: deletion, insertion and occlusion, and untrained weights."""
+    layer, photo = view.network.layer, view.tile(6)
+    make = functools.partial(reinitialised, view.options)
+    control = utils.kept(view.network.model, "control", make)
+    classes = list(view.cams)
+    controls = grad_cam(control, view.x, [layer], classes, view.options.method)[0][layer]
+    believed = utils.put_to_test(view, view.cams)
     rows, arrays = [], view.cam_arrays()
-    for (index, cam), other in zip(view.cams.items(), controls, strict=True):
-        first = view.overlaid(photo, index)
-        verdict = f"{first.title}\nbeats chance: {utils.beaten(trials[index])}"
-        curves = [utils.curve_tile(trial, height, scale) for trial in trials[index]]
-        correlation = utils.rank_correlation(cam, other)
-        title = f"weights re-initialised\nrank correlation {correlation:.2f}"
-        rows.append([first._replace(title=verdict), *curves, view.heat(photo, other, layer, title)])
+    for index, other in zip(classes, controls, strict=True):
+        likeness = utils.rank_correlation(view.cams[index], other)
+        title = f"weights re-initialised\nrank correlation {likeness:.2f}"
+        tested = believed[index].tiles(view, view.overlaid(photo, index))
+        rows.append([*tested, view.heat(photo, other, layer, title)])
         arrays[f"{layer}/{index}/control"] = other
-        arrays |= {f"{layer}/{index}/{trial.name}": trial.curves for trial in trials[index]}
+        arrays |= believed[index].arrays(f"{layer}/{index}")
     note = f"{layer} · red: warmest first; grey: random orders, ± two standard deviations"
     view.save("trust", rows, note, arrays)
 
@@ -373,6 +378,7 @@ FIGURES_DRAWN = {
     "guided": draw_guided,
     "overlay": draw_overlay,
     "trust": draw_trust,
+    **utils.OVER_FOLDERS,  # boxes, failures, table
 }
 
 
@@ -389,18 +395,24 @@ def draw(figure, views, name):
 def main():
     options = utils.read_options(globals())
     album = utils.open_album(options, IMAGES)
-    networks = [utils.open_weights(options, recipe(name)) for name in utils.vgg_models(options)]
+    networks = [
+        utils.open_weights(options, recipe(name), album.folders)
+        for name in utils.vgg_models(options)
+    ]
     if options.list_layers:
         return utils.print_layers(networks[0])
     names = [network.name for network in networks]
+    folders = [utils.Folder(options, network, album) for network in networks]
     targets = []
-    for figure in options.figures:
+    for figure in folders[0].figures:
         joint = figure == "layers" and len(networks) > 1
         targets += [(figure, name) for name in (["vgg"] if joint else names)]
     for photo, left in utils.photographs(options, album, targets):
-        views = [GradCam(options, network, photo) for network in networks]
+        views = [GradCam(options, folder.network, photo, folder) for folder in folders]
         for figure, name in left:
             draw(figure, views, name)
+    for folder in folders:
+        folder.finish()
     return album.exit_code()
 
 

@@ -28,6 +28,7 @@ import textwrap
 import warnings
 import weakref
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,6 +70,14 @@ class UserError(Exception):
 def warn(text):
     """Say something on stderr, on one line of bearable length."""
     print(textwrap.shorten(text, 600, placeholder=" …"), file=sys.stderr)
+
+
+say = functools.cache(warn)  # once a run
+
+
+def few(words):
+    """The first of many words, for a message."""
+    return ", ".join(words if len(words) < 6 else [*words[:5], "…"])
 
 
 @contextlib.contextmanager
@@ -343,6 +352,8 @@ def read_options(script):
         raise UserError("--labels names the classes of a saved network: give that by --weights")
     if options.labels and not os.path.exists(options.labels):
         raise UserError(f"--labels {options.labels}: there is no such file or folder")
+    if getattr(options, "boxes", ""):
+        read_boxes(options.boxes)
     if not options.weights.saved:
         read_classes().select(options.classes)
     with contextlib.suppress(OSError):
@@ -379,7 +390,9 @@ class Album:
     paths: list
     stems: dict
     name: str
-    unreadable: set = field(default_factory=set)
+    places: dict = field(default_factory=dict)  # {path: the sub-folder that it lies in}
+    folders: list = field(default_factory=list)  # every sub-folder of the folders given, sorted
+    unreadable: dict = field(default_factory=dict)  # {path: why}
 
     def read(self, path):
         """The Photo, or None for one that cannot be read, which is said once."""
@@ -388,7 +401,7 @@ class Album:
         except UserError as error:
             if path not in self.unreadable:
                 warn(f"skipped: {error}")
-            self.unreadable.add(path)
+            self.unreadable[path] = str(error)
             return None
 
     def readable(self):
@@ -415,7 +428,25 @@ def open_album(options, images):
         name = f"{stems[paths[0]]}_and_{len(paths) - 1}_more"
     if len(paths) == 1:
         read_photo(paths[0])  # a broken one is told at once
-    return Album(paths, stems, name)
+    roots = [Path(word) for word in given if os.path.isdir(word)]
+    folders = sorted({folder for root in roots for folder in sub_folders(root)})
+    return Album(paths, stems, name, place_photos(roots, paths), folders)
+
+
+def place_photos(roots, paths):
+    """{photograph: the name of the sub-folder of one of the folders given that it lies in}."""
+    places = {}
+    for path in paths:
+        for root in path.parents:
+            inner = path.relative_to(root).parts
+            if root in roots and len(inner) > 1:
+                places[path] = inner[0]
+    return places
+
+
+def sub_folders(folder):
+    """The names of a folder's sub-folders, sorted, without hidden ones."""
+    return sorted(each.name for each in Path(folder).glob("[!.]*/") if each.is_dir())
 
 
 def as_list(constant):
@@ -595,12 +626,30 @@ class ClassNames:
         bare = name.removeprefix(f"{index} ")  # «0 rock», as Teachable Machine writes it
         return {plain(self.synsets[index]), name, bare}
 
+    @functools.cached_property
+    def indices(self):
+        """{word by which classes can be asked for: their indices}."""
+        found = {}
+        for index in range(len(self)):
+            for word in self.answers(index):
+                found.setdefault(word, []).append(index)
+        return found
+
+    def short(self, index):
+        """A class's name, with its index where others are called the same."""
+        name = self.names[index]
+        return name if self.names.count(name) == 1 else f"{name} ({index})"
+
+    def called(self, word):
+        """`index` of what is a name first: a folder `10` may well be the third of the classes."""
+        return self.names.index(word) if self.names.count(word) == 1 else self.index(word)
+
     def index(self, word):
         """The class called by an index, a WordNet id or a name. UserError where there is none."""
         key = plain(word)
         if key.isdecimal() and int(key) < len(self):
             return int(key)  # whatever classes are called
-        found = [index for index in range(len(self)) if key in self.answers(index)]
+        found = self.indices.get(key, [])
         if len(found) > 1:
             numbers = " or ".join(map(str, found))
             raise UserError(f"{len(found)} classes are called {word!r}: give an index, {numbers}")
@@ -640,7 +689,7 @@ def read_classes(labels="", count=1000):
         names = [row["name"].replace("_", " ") for row in rows]
         return ClassNames([row["wordnet_id"] for row in rows], names)
     if os.path.isdir(labels):
-        names = sorted(folder.name for folder in Path(labels).glob("[!.]*/") if folder.is_dir())
+        names = sub_folders(labels)
     else:
         names = Path(labels).read_text("utf-8-sig", "replace").strip().splitlines()
     if len(names) != count:
@@ -1036,14 +1085,15 @@ class Network:
         return self.geometries.get(get_operation(self.model, layer).name)
 
 
-def open_weights(options, recipe):
-    """The Network that the options ask for: the script's own, by its recipe, or a saved one.
+def open_weights(options, recipe, folders=()):
+    """The Network that the options ask for: the script's own, by its recipe, or a saved one, whose
+    classes may be the sub-folders of a folder of photographs.
 
     UserError for weights that cannot be had, and for unknown layers, kernels and classes."""
     with quiet():
         keras.utils.set_random_seed(options.seed)  # the first operation: it starts the devices
     if options.weights.saved:
-        return open_saved(options, recipe)
+        return open_saved(options, recipe, folders)
     names_typed = options.layers != ["all"] or options.kernels.indices
     if names_typed or options.list_layers:  # wrong names are told before weights are fetched
         untrained = own_network(options, recipe, recipe.build(None))
@@ -1083,7 +1133,7 @@ def published_file(path, names):
     return there[0] if there else path / names[0]
 
 
-def open_saved(options, recipe):
+def open_saved(options, recipe, folders):
     """The Network in a file that holds a whole one."""
     path = options.weights.path
     if options.import_:
@@ -1097,9 +1147,18 @@ def open_saved(options, recipe):
         raise UserError(f"cannot draw the network {path}: {error}") from error
     if kind == "log":
         warn(f"{path.name}: its softmax or sigmoid cannot be taken off: maps are those of log p")
-    classes = labels or read_classes("", opened.outputs[0].shape[-1])
+    classes = labels or unlabelled(folders, opened.outputs[0].shape[-1])
     preprocess = preprocessing(options, opened, recipe)
     return drawn_network(options, opened, path.stem, None, classes, kind, preprocess)
+
+
+def unlabelled(folders, count):
+    """The ClassNames of a network without labels: as many sub-folders are its classes, sorted, as
+    Keras's image_dataset_from_directory has it."""
+    if len(folders) != count or count == 1000:
+        return read_classes("", count)
+    warn(f"its classes are the sub-folders, sorted: {few(folders)}; --labels names others")
+    return ClassNames([""] * count, list(folders))
 
 
 def preprocessing(options, model, recipe):
@@ -2096,9 +2155,15 @@ class Result:
         resolved = "\n".join(str(path.resolve()) for path in self.paths)
         return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
 
+    @property
+    def kind(self):
+        """The ending of its files."""
+        return "csv" if self.figure == "table" else self.options.format
+
     def digest(self):
         """By which it is known whether files or settings have changed."""
-        files = [*self.paths, self.options.weights.path, self.options.labels or None]
+        named = [self.options.labels, getattr(self.options, "boxes", "")]
+        files = [*self.paths, self.options.weights.path, *named]
         stamps = [os.stat(path).st_mtime_ns for path in files if path and os.path.exists(path)]
         text = json.dumps([self.settings(), stamps], default=str)
         return hashlib.sha1(text.encode()).hexdigest()
@@ -2113,13 +2178,14 @@ class Result:
         if not self.options.skip_existing:
             return False
         name = glob.escape(f"{self.stem}_") + "*" + glob.escape(f"{self.network}_{self.figure}")
-        digest = f'"digest": "{self.digest()}"'.encode()
+        digest = self.digest().encode()
         wanted, there = 1, 0
-        for path in self.options.output.glob(f"{name}*.{self.options.format}"):
+        for path in self.options.output.glob(f"{name}*.{self.kind}"):
             carried = path.read_bytes()
             if digest in carried:
                 there += 1
-                wanted = int(re.search(rb'"files": (\d+)', carried)[1])
+                counted = re.search(rb'"files": (\d+)', carried)
+                wanted = int(counted[1]) if counted else 1
         return there >= wanted
 
     def path(self, ending, suffix=""):
@@ -2127,8 +2193,8 @@ class Result:
         stem = self.stem
         for number in range(2, 1000):
             name = f"{stem}_{self.network}_{self.figure}{suffix}"
-            picture = self.options.output / f"{name}.{self.options.format}"
-            ours = f'"album": "{self.album_digest()}"'.encode()
+            picture = self.options.output / f"{name}.{self.kind}"
+            ours = self.album_digest().encode()
             if len(self.paths) == 1 or not picture.exists() or ours in picture.read_bytes():
                 break
             stem = f"{self.stem}_{number}"
@@ -2202,12 +2268,16 @@ def photographs(options, album, targets):
     """Each readable Photo of which targets, (figure, network), are left to be drawn, and those."""
     drawn, there = 0, 0
     advance = progress(len(album.paths))
+    together = [target for target in targets if is_of_all(options, album, target[0])]
+    single = [target for target in targets if target not in together]
+    together = [target for target in together if not is_complete(options, album, target)]
     for path in album.paths if targets else ():
-        results = [Result(options, *target, (path,), album.stems[path]) for target in targets]
-        left = [result for result in results if not result.is_drawn()]
+        results = [Result(options, *target, (path,), album.stems[path]) for target in single]
+        left = [(each.figure, each.network) for each in results if not each.is_drawn()]
+        left += together
         photo = album.read(path) if left else None
         if photo:
-            yield photo, [(result.figure, result.network) for result in left]
+            yield photo, left
             drawn += 1
         elif not left:
             there += 1
@@ -2217,11 +2287,26 @@ def photographs(options, album, targets):
         warn(f"photographs: {drawn} drawn, {there} there already, {unreadable} unreadable")
 
 
+def is_of_all(options, album, figure):
+    """Whether a figure needs every photograph of the run."""
+    judged = figure == "boxes" and options.boxes and len(album.paths) > 1
+    return bool(judged) or figure in ("failures", "table")
+
+
+def is_complete(options, album, target):
+    """Whether a figure, (figure, network), that needs every photograph can be left out."""
+    results = [Result(options, *target, tuple(album.paths), album.name)]
+    if target[0] == "boxes":
+        results += [Result(options, *target, (path,), album.stems[path]) for path in album.paths]
+    return all(result.is_drawn() for result in results)
+
+
 class Explanation:
     """One photograph before one network: what figures are drawn from, and how they are saved."""
 
-    def __init__(self, options, network, photo):
+    def __init__(self, options, network, photo, folder=None):
         self.options, self.network, self.photo = options, network, photo
+        self.folder = folder  # all photographs, see Folder
         self.x = network.prepare(photo.pixels)
         self.logits = None  # float32 (n_classes,), once they are known
         self.classes = []  # the indices of the classes asked for
@@ -2235,9 +2320,14 @@ class Explanation:
             )
         if self.network.kind != "number" and self.network.probabilities(logits).max() > 0.999999:
             how = self.network.preprocess
-            warn(f"{label} has no doubt (p > 0.999999): is --preprocess {how} right?")
+            say(f"{label} has no doubt (p > 0.999999): is --preprocess {how} right?")
         self.logits = logits
         self.classes = self.network.selection.among(logits)
+
+    def wanted(self):
+        """A Selection of the classes whose maps figures of one layer draw."""
+        asked = self.network.selection
+        return self.folder.wanted(asked, self.photo.path) if self.folder else asked
 
     def class_title(self, index, between="\n"):
         """A class and its probability; of a regression the number."""
@@ -2256,6 +2346,16 @@ class Explanation:
         if known and self.options.place == "field":
             return replace(known, fit=self.options.fit)
         return tiled(self.x.shape[1:3], *cells, self.options.fit)
+
+    def laid(self, cam):
+        """A map of the layer that figures of one layer draw, laid over the photograph, float32 (H,
+        W), zero where the network did not see it."""
+        shape = self.photo.pixels.shape[:2]
+        at = self.at(self.network.layer, cam.shape)
+        heat = np.zeros(shape, np.float32)
+        seen = seen_box(at, *shape)
+        heat[seen] = place(cam, at, *shape)[seen]
+        return heat
 
     def at_input(self, layer, cells):
         """The same over the network's input itself."""
@@ -2341,14 +2441,15 @@ def album_result(options, network, album, figure):
     return Result(options, figure, network.name, tuple(album.paths), album.name)
 
 
-def save_page(options, network, album, figure, rows, note, arrays):
-    """Write a page over all photographs."""
+def save_page(options, network, album, figure, rows, note, arrays, bars=None, **files):
+    """Write a page over all photographs. files: suffix, count of Result.write."""
     heading = page_heading(options, network.about or network.label, figure)
     coloured = figure != "top9"
-    bars = [Bar(options.colormap, "max")] if coloured else []
+    usual = [Bar(options.colormap, "max")] if coloured else []
+    bars = usual if bars is None else bars
     page = make_page(rows, heading, note, bars, options.scale)
     arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
-    album_result(options, network, album, figure).write(page, arrays)
+    album_result(options, network, album, figure).write(page, arrays, **files)
 
 
 def page_heading(options, label, figure):
@@ -2440,9 +2541,14 @@ def curve_tile(trial, height=220, scale=1):
     axes.set(xlim=(0, 100), ylim=(0, ceiling), ylabel="probability")
     axes.set_xlabel(f"% of pixels, {trial.name}")
     axes.yaxis.set_major_formatter("{x:.2g}")
+    return Tile(drawn(figure), trial.title())
+
+
+def drawn(figure):
+    """The pixels of a matplotlib figure, uint8 (h, w, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return Tile(np.asarray(canvas.buffer_rgba())[..., :3], trial.title())
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def shared_ranks(values):
@@ -2495,6 +2601,51 @@ def hiding_slices(shape, axis, patch, stride):
     step = max(round(min(shape) * stride / 100), 1)
     starts = np.arange(step // 2, shape[axis], step) - side // 2
     return [slice(max(start, 0), start + side) for start in starts.tolist()]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for or against a map: Trials of deletion and insertion; an occlusion map, how far
+    the class's logit falls where a grey square stands, (rows, columns), and its rank correlation
+    with the mean of the map under the square (Selvaraju et al. 2016, section 5.3)."""
+
+    trials: list
+    drops: np.ndarray
+    correlation: float
+
+    def tiles(self, view, first):
+        """The map's Tile, with what it is better than, and a Tile for each test."""
+        names = [each.name for each in self.trials if each.verdict() == "better than"]
+        scale = view.options.scale
+        height = max(first.picture.shape[0] // scale, 180)
+        photo = view.tile(6)
+        title = f"occlusion\nrank correlation {self.correlation:.2f}"
+        return [
+            first._replace(
+                title=f"{first.title}\nbeats chance: {' and '.join(names) or 'neither'}"
+            ),
+            *[curve_tile(trial, height, scale) for trial in self.trials],
+            view.heat(photo, self.drops, None, title, word="falls by", lack="it never falls"),
+        ]
+
+    def arrays(self, key):
+        found = {f"{key}/{trial.name}": trial.curves for trial in self.trials}
+        return {**found, f"{key}/occlusion": self.drops}
+
+
+def put_to_test(view, cams):
+    """{class: Evidence} of the maps {class: map} of a photograph."""
+    layer = view.network.layer
+    heats = {index: view.in_input(cam, layer) for index, cam in cams.items()}
+    grey = view.grey_input()
+    trials = deletion_and_insertion(view.x, heats, grey, view.predict)
+    occlusion = occlude(view.x, grey, lambda batch: (view.network.logits(batch),), 25, 12)
+    found = {}
+    for index, heat in heats.items():
+        drops = view.logits[index] - occlusion.values[0][..., index]
+        correlation = rank_correlation(occlusion.hidden(heat), drops)
+        found[index] = Evidence(trials[index], drops, correlation)
+    return found
 
 
 # --- Kernels: which are drawn, and what is cut out of their projections ---
@@ -2591,12 +2742,6 @@ class Best(NamedTuple):
         numbers = np.concatenate([self.numbers, numbers])
         order = np.lexsort((numbers, -activations), axis=0)[:9]
         return Best(*[np.take_along_axis(each, order, axis=0) for each in (activations, numbers)])
-
-
-def beaten(trials):
-    """In which trials a map is better than chance, in words."""
-    names = [trial.name for trial in trials if trial.verdict() == "better than"]
-    return " and ".join(names) or "neither"
 
 
 # --- the scan of a folder ---
@@ -2839,3 +2984,530 @@ def hide_parts(view, layer, kernel):
     probabilities, responses = hidden.values
     probability = Fall(before[0, index], probabilities[..., index])
     return Hidden(probability, Fall(response[0], responses), probabilities.argmax(axis=-1))
+
+
+# --- Boxes: weakly supervised localisation ---
+
+BOX_COLUMNS = ("photo", "class", "x0", "y0", "x1", "y1")
+LOCALISATION = ("IoU ≥ 0.5", "mean IoU", "pointing, 15 pixels", "pointing", "heat inside")
+RED = (178, 24, 43)
+BLUE = (33, 102, 172)
+
+
+class Box(NamedTuple):
+    """The pixels x0 <= x < x1, y0 <= y < y1 of a photograph."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    @property
+    def size(self):
+        """Height and width."""
+        return np.array([self.y1 - self.y0, self.x1 - self.x0])
+
+    def iou(self, other):
+        """Intersection over union, 0 to 1."""
+        common = np.minimum(self[2:], other[2:]) - np.maximum(self[:2], other[:2])
+        common = np.maximum(common, 0).prod()
+        return common / (self.size.prod() + other.size.prod() - common)
+
+
+def over_threshold(heat, threshold):
+    """Where heat is over threshold percent of its maximum, uint8, 0 or 1; 0 without any heat."""
+    maximum = max(heat.max(), 0)
+    return np.uint8(heat > maximum * threshold / 100)
+
+
+def segment_box(heat, threshold=15):
+    """The Box of the largest segment of heat (H, W) over threshold percent (below 100) of its
+    maximum, None without positive heat: Selvaraju et al. 2016, arXiv 1610.02391, section 4.1.
+    Pixels that touch at a corner are connected, as OpenCV and scikit-image have it."""
+    hot = over_threshold(heat, threshold)
+    if not hot.any():
+        return None
+    _, _, segments, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
+    largest = 1 + segments[1:, cv2.CC_STAT_AREA].argmax()  # 0 is what is not hot
+    x, y, width, height, _ = segments[largest].tolist()
+    return Box(x, y, x + width, y + height)
+
+
+def score_box(box, point, heat, truths):
+    """The numbers of LOCALISATION, (5,), of a map (H, W) with its box and its maximum at point, (y,
+    x), before true boxes, the best of which counts. Pointing game: Zhang et al. 2016, arXiv
+    1608.00507, section 4.1; its tolerance is 15 pixels along y and x."""
+    true = np.zeros(heat.shape, bool)
+    for x0, y0, x1, y1 in np.round(truths).astype(int):
+        true[y0:y1, x0:x1] = True
+    y, x = point
+    near = true[max(y - 15, 0) : y + 16, max(x - 15, 0) : x + 16].any()
+    iou = max(map(box.iou, truths))
+    positive = np.maximum(heat, 0)
+    inside = positive[true].sum() / positive.sum()
+    return np.array([iou >= 0.5, iou, near, true[y, x], inside], float)
+
+
+def score_centred(shape, size, truths):
+    """The same of a centred box, equally warm, of a size (height, width) in shares of shape's."""
+    height, width = shape
+    margins = np.round((1 - size) * shape / 2)
+    y0, x0 = np.clip(margins, 0, [(height - 1) // 2, (width - 1) // 2]).astype(int).tolist()
+    box = Box(x0, y0, width - x0, height - y0)
+    heat = np.zeros(shape, np.float32)
+    heat[box.y0 : box.y1, box.x0 : box.x1] = 1
+    return score_box(box, (height // 2, width // 2), heat, truths)
+
+
+@dataclass
+class Localisation:
+    """How well maps find true boxes, and a centred box of the true ones' mean size does."""
+
+    scores: list = field(default_factory=list)  # of each map
+    places: list = field(default_factory=list)  # of each map: its shape, its true boxes
+
+    def add(self, heat, box, truths):
+        """A map (H, W), its box (None: no positive heat, nothing found), one or more true boxes."""
+        point = np.unravel_index(heat.argmax(), heat.shape)
+        nothing = np.zeros(len(LOCALISATION))
+        self.scores.append(score_box(box, point, heat, truths) if box else nothing)
+        self.places.append((heat.shape, truths))
+
+    def summary(self):
+        """{name: (mean of the maps, of the centred box)}, as LOCALISATION names them, 0 to 1."""
+        sizes = [box.size / shape for shape, truths in self.places for box in truths]
+        size = np.mean(sizes, axis=0)  # in shares of the photographs'
+        centred = [score_centred(shape, size, truths) for shape, truths in self.places]
+        means = [np.mean(scores, axis=0).tolist() for scores in (self.scores, centred)]
+        return dict(zip(LOCALISATION, zip(*means, strict=True), strict=True))
+
+    def line(self):
+        pairs = self.summary().items()
+        text = ", ".join(f"{name} {own:.3f} ({centred:.3f})" for name, (own, centred) in pairs)
+        return f"{len(self.scores)} maps with true boxes (and a centred box of mean size): {text}"
+
+    def tile(self):
+        """The summary as bars."""
+        summary = self.summary()
+        figure = Figure(figsize=(7, 3), dpi=100)
+        axes = figure.add_axes((0.22, 0.16, 0.73, 0.7))
+        places = -np.arange(len(summary))
+        for name, colour, shift in (("Grad-CAM", "C3", 0.2), ("centred box", "0.7", -0.2)):
+            means = [pair[name != "Grad-CAM"] for pair in summary.values()]
+            bars = axes.barh(places + shift, means, 0.38, color=colour, label=name)
+            axes.bar_label(bars, fmt="%.3f", padding=3)
+        axes.set_yticks(places, summary)
+        axes.set(xlim=(0, 1.12), xlabel="mean over the maps")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        return Tile(drawn(figure))
+
+
+def read_boxes(path):
+    """{resolved path of a photograph: {class as written: [Box, …]}} of a CSV file with BOX_COLUMNS
+    and perhaps others, whose paths are relative to it. UserError names lines that give no box."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"--boxes {path}: there is no such file")
+    boxes = {}
+    wrong = []
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        rows = csv.DictReader(file)
+        if set(BOX_COLUMNS) - set(rows.fieldnames or ()):
+            raise UserError(f"{path}: its first line must name {','.join(BOX_COLUMNS)}")
+        for row in rows:
+            box = parse_box(row)
+            if box:
+                of_photo = boxes.setdefault((path.parent / row["photo"]).resolve(), {})
+                of_photo.setdefault(row["class"].strip(), []).append(box)
+            else:
+                wrong.append(str(rows.line_num))
+    if wrong:
+        wanted = "a photo, a class, and numbers 0 <= x0 < x1, 0 <= y0 < y1"
+        raise UserError(f"{path}: no box in line {few(wrong)}: {wanted} are wanted")
+    return boxes
+
+
+def parse_box(row):
+    """The Box of a row {column: text}, or None."""
+    try:
+        box = Box(*[float(row[column]) for column in BOX_COLUMNS[2:]])
+    except (TypeError, ValueError):
+        return None
+    named = row["photo"] and row["class"].strip() and None not in row  # None: a comma too many
+    ordered = 0 <= box.x0 < box.x1 and 0 <= box.y0 < box.y1
+    return box if named and ordered and np.isfinite(box).all() else None
+
+
+def true_boxes(options, classes, album):
+    """{resolved path of a photograph: {class index: [Box, …]}} of --boxes, if boxes are drawn."""
+    if not options.boxes or "boxes" not in options.figures:
+        return {}
+    wanted = {path.resolve() for path in album.paths}
+    found = {}
+    try:
+        for path, boxes in read_boxes(options.boxes).items():
+            if path in wanted:
+                found[path] = {}
+                for word, of_class in boxes.items():
+                    found[path].setdefault(classes.called(word), []).extend(of_class)
+    except UserError as error:
+        raise UserError(f"--boxes {options.boxes}: {error}") from error
+    if not found:
+        raise UserError(f"--boxes {options.boxes}: none of the photographs has a box there")
+    return found
+
+
+def draw_boxes(view):
+    """The box of the largest segment of heat, a tile a class; over a folder, how well it fits."""
+    layer, maps, folder = view.network.layer, view.maps, view.folder
+    truths = folder.boxes.get(view.photo.path.resolve(), {})
+    classes = list(dict.fromkeys([*view.classes, *truths]))
+    photo = view.tile(columns_for(len(classes) + 1))
+    tiles, arrays = [Tile(photo, "photograph")], {}
+    for index in classes:
+        heat = view.laid(maps[index])
+        box = segment_box(heat, view.options.threshold)
+        true = truths.get(index, [])
+        tiles.append(box_tile(view, photo, index, heat, box, true))
+        arrays[f"{layer}/{index}"] = maps[index]
+        arrays[f"{layer}/{index}/box"] = np.float32(box or np.full(4, np.nan))
+        if true:
+            folder.localisation.add(heat, box, true)
+    threshold = f"over {view.options.threshold} % of the maximum"
+    note = f"{layer} · white: {threshold}; red: its largest segment's box"
+    note += "; green: true boxes" if truths else ""
+    view.save("boxes", in_grid(tiles), note, arrays, [])
+
+
+def box_tile(view, photo, index, heat, box, truths):
+    """The Tile of a class: what is hot outlined, its Box and true ones on the photograph."""
+    picture, scale = photo.copy(), view.options.scale
+    hot = over_threshold(heat, view.options.threshold)
+    hot = cv2.resize(hot, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    outlines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, outlines, -1, (255, 255, 255), scale)
+    found = f"box {tuple(box)}" if box else "no positive evidence"
+    title = f"{view.class_title(index)}\n{found}"
+    for true in truths:
+        mark(picture, true, heat.shape, (0, 200, 70), 2 * scale)
+    if box:
+        mark(picture, box, heat.shape, (255, 30, 30), 2 * scale)
+    if box and truths:
+        title += f"\nIoU {max(map(box.iou, truths)):.2f}"
+    return Tile(picture, title)
+
+
+def mark(picture, box, shape, colour, width):
+    """Draw the Box of a photograph (H, W) on a picture of it, of any size."""
+    factors = np.tile(np.divide(picture.shape[1::-1], shape[::-1]), 2)
+    x0, y0, x1, y1 = np.rint(box * factors).astype(int).tolist()
+    cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, width)
+
+
+# --- Known answers: failures and the table ---
+
+TABLE_COLUMNS = ["photograph", "true_class", "true_p"]
+TABLE_COLUMNS += [f"{column}_{place}" for place in range(1, 6) for column in ("class", "p")]
+TABLE_COLUMNS += ["layer", "map_maximum", "x0", "y0", "x1", "y1", "settings", "error"]
+ROWS = 8  # of a page of failures
+
+
+def match_folders(folders, classes):
+    """{sub-folder: class index}, of the ClassNames that sub-folders are called like, saying which
+    are left out, and of several of one class. UserError where none is called like a class."""
+    found = {}
+    for folder in folders:
+        with contextlib.suppress(UserError):
+            found[folder] = classes.called(folder)
+    unknown = [folder for folder in folders if folder not in found]
+    if not found:
+        there = f"no sub-folder ({few(unknown)})" if unknown else "there is no sub-folder that"
+        raise UserError(f"{there} is called like a class ({few(classes.names)})")
+    if unknown:
+        say(f"sub-folders called like no class, or like several, are left out: {few(unknown)}")
+    counts = Counter(found.values())
+    doubled = [folder for folder, index in found.items() if counts[index] > 1]
+    if doubled:
+        say(f"sub-folders of one and the same class are taken together: {few(doubled)}")
+    return found
+
+
+def known_answers(options, network, album):
+    """{photograph: class index}, by the names of sub-folders; UserError where there is none, and
+    failures is drawn and no figure of single photographs."""
+    try:
+        if network.kind == "number":
+            raise UserError(f"{network.label} gives a number, no class")
+        found = match_folders(album.folders, network.classes)
+    except UserError as error:
+        if "failures" not in options.figures:
+            return {}
+        if set(options.figures) <= {"failures", "table"}:
+            raise UserError(f"failures: {error}") from error
+        say(f"failures is left out: {error}")
+        return {}
+    filled = set(album.places.values())
+    empty = [folder for folder in found if folder not in filled]
+    if empty:
+        say(f"sub-folders without photographs: {few(empty)}")
+    places = album.places.items()
+    return {path: found[folder] for path, folder in places if folder in found}
+
+
+class Tally(Counter):
+    """How often (true class, predicted class) came, by their indices."""
+
+    def right(self):
+        return sum(times for (true, predicted), times in self.items() if true == predicted)
+
+    def frequencies(self):
+        """{true class: how many photographs it has}."""
+        classes = Counter()
+        for (true, _), times in self.items():
+            classes[true] += times
+        return classes
+
+    def line(self, name):
+        """`412 of 500 right (82.4 %); cat taken for dog 31 times, …`; name(index): of a class."""
+        parts = []
+        for (true, predicted), times in sorted(self.items(), key=lambda item: (-item[1], item[0])):
+            if true != predicted:
+                often = "once" if times == 1 else f"{times} times"
+                parts.append(f"{name(true)} taken for {name(predicted)} {often}")
+        share = 100 * self.right() / self.total()
+        text = f"{self.right()} of {self.total()} right ({share:.1f} %)"
+        return f"{text}; {few(parts)}" if parts else f"{text}: no failures to draw"
+
+
+@dataclass
+class MeanHeat:
+    """The mean, total / count, of maps (h, w) after a ReLU, each divided by its maximum."""
+
+    at: Geometry  # by which it is laid over the network's input
+    total: np.ndarray | float = 0.0
+    count: int = 0
+
+    def add(self, cam):
+        heat = np.maximum(cam, 0)
+        self.total = self.total + heat / (heat.max() or 1)
+        self.count += 1
+
+
+class Failure(NamedTuple):
+    """A photograph taken for another class, with probability p. maps: (2, h, w), of the class
+    predicted, and of the true one."""
+
+    p: float
+    path: Path
+    predicted: int
+    true: int
+    logits: np.ndarray
+    maps: np.ndarray
+
+
+class Folder:
+    """All photographs of a run before one network: what is known of them, what figures gather."""
+
+    def __init__(self, options, network, album):
+        self.options, self.network, self.album = options, network, album
+        self.counts = bool({"failures", "table"} & set(options.figures))
+        self.truths = known_answers(options, network, album) if self.counts else {}
+        self.figures = [each for each in options.figures if each != "failures" or self.truths]
+        self.boxes = true_boxes(options, network.classes, album)
+        self.tally = Tally()
+        self.heats = {}  # MeanHeat of each class predicted
+        self.wrong = []  # Failures, the most confident first
+        self.rows = {}  # of the table, by the photograph's path
+        self.localisation = Localisation()
+
+    def wanted(self, asked, path):
+        """A Selection of classes, and with them those that figures over all need."""
+        known = [self.truths[path]] if path in self.truths else []
+        known += self.boxes.get(path.resolve(), {})
+        top = max(asked.top, 1) if self.counts else asked.top
+        return replace(asked, indices=(*asked.indices, *known), top=top)
+
+    def save(self, figure, rows, note, arrays, **how):
+        """Write a page over all photographs."""
+        save_page(self.options, self.network, self.album, figure, rows, note, arrays, **how)
+
+    def finish(self):
+        """Write and say what was gathered."""
+        if self.tally:
+            warn(f"{self.network.label}: {self.tally.line(self.network.classes.short)}")
+            pages = in_rows(self.wrong, ROWS)
+            for number, failures in enumerate(pages, 1):
+                self.draw_failures(failures, number, len(pages))
+            self.draw_mean_heat(len(pages) + 1)
+            self.suspect()
+        if self.localisation.scores and len(self.album.paths) > 1:
+            warn(f"{self.network.label}: {self.localisation.line()}")
+            note = f"{self.network.layer} · {len(self.localisation.scores)} maps with true boxes"
+            arrays = {"localisation": np.stack(self.localisation.scores)}
+            self.save("boxes", [[self.localisation.tile()]], note, arrays, bars=[])
+        if self.rows or ("table" in self.options.figures and self.album.exit_code() == 2):
+            self.write_table()
+
+    def draw_failures(self, failures, number, pages):
+        """Write a page of failures."""
+        rows, arrays = [], {}
+        for failure in failures:
+            photo = self.album.read(failure.path)
+            if photo:
+                rows.append(failure_row(Explanation(self.options, self.network, photo), failure))
+                arrays[f"{photo.stem}/logits"] = failure.logits
+                for index, cam in zip((failure.predicted, failure.true), failure.maps, strict=True):
+                    arrays[f"{photo.stem}/{self.network.layer}/{index}"] = cam
+        total = self.tally.total()
+        wrong = total - self.tally.right()
+        note = f"{wrong} of {total} wrong, the most confident first · page {number} of {pages}"
+        if self.options.method in ("gradcam", "hirescam"):
+            note += " · the difference of two maps is the map of the logits' difference"
+        how = {"suffix": f"_{number}", "count": pages + 1}
+        bars = [Bar(self.options.colormap, "max of both")]
+        self.save("failures", rows, f"{self.network.layer} · {note}", arrays, bars=bars, **how)
+
+    def draw_mean_heat(self, count):
+        """Write the page of the mean heat of each class predicted, of the most frequent ones."""
+        classes = sorted(self.heats, key=lambda index: -self.heats[index].count)[:35]
+        tiles, arrays = [], {}
+        for index in classes:
+            heat = self.heats[index]
+            mean = heat.total / heat.count
+            laid = heat_map(mean, *heat.at.size, at=heat.at)
+            picture = colorize(laid, self.options.colormap)
+            title = f"{self.network.classes.title(index)}\npredicted {heat.count} times"
+            title += f", right {self.tally[index, index]}\nmax {mean.max():.2f}"
+            columns = columns_for(len(classes))
+            tiles.append(Tile(fit_tile(picture, columns, self.options.scale), title))
+            arrays[f"{self.network.layer}/{index}/mean"] = mean
+        note = f"{self.network.layer} · mean heat of the class predicted, of each map's maximum"
+        if len(classes) < len(self.heats):
+            note += f" · the {len(classes)} most frequent of {len(self.heats)} classes"
+        how = {"suffix": "_heat", "count": count}
+        self.save("failures", in_grid(tiles), note, arrays, **how)
+
+    def suspect(self):
+        """Say so where a network is no better than always the same answer, and try why."""
+        frequencies = self.tally.frequencies()
+        most = max(frequencies.values())
+        if self.tally.right() >= most or len(frequencies) == 1:
+            return
+        label, how = self.network.label, self.network.preprocess
+        order = "are the labels in the order of training"
+        warn(f"{label}: the most frequent class has {most}: {order}, is --preprocess {how} right?")
+        count, shares = self.try_preprocessings()
+        tried = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+        warn(f"{label}: right of {count} photographs with --preprocess {tried}")
+
+    def try_preprocessings(self):
+        """How many photographs, and {name of --preprocess: share that is right}, of the first fifty
+        of those with known answers, the classes taking turns."""
+        networks = [replace(self.network, preprocess=name) for name in PREPROCESS]
+        turns, met = {}, Counter()
+        for path, true in self.truths.items():
+            turns[path] = met[true]
+            met[true] += 1
+        first = sorted(turns, key=turns.get)[:50]
+        photos = list(filter(None, map(self.album.read, first)))
+        right = np.zeros(len(networks))
+        for photo in photos:
+            batch = np.concatenate([network.prepare(photo.pixels) for network in networks])
+            right += self.network.logits(batch).argmax(axis=1) == self.truths[photo.path]
+        return len(photos), dict(zip(PREPROCESS, right / len(photos), strict=True))
+
+    def write_table(self):
+        """Write the rows in the order of the photographs, with those that cannot be read."""
+        result = album_result(self.options, self.network, self.album, "table")
+        settings = f"{result.album_digest()} {result.digest()}"
+        rows = []
+        for path in self.album.paths:
+            cells = self.rows.get(path) or {"error": self.album.unreadable.get(path, "")}
+            rows.append({"photograph": str(path), "settings": settings, **cells})
+        text = table_text(rows).encode("utf-8")
+        write_whole(result.path("csv"), lambda file: file.write(text))
+
+
+def add_failure(view):
+    """Of sub-folders that are classes: what is taken for what, and why; the mean heat a class."""
+    folder = view.folder
+    true = folder.truths.get(view.photo.path)
+    if true is None:
+        return
+    maps = view.maps
+    predicted = int(view.logits.argmax())
+    folder.tally[true, predicted] += 1
+    if predicted not in folder.heats:
+        at = view.at_input(view.network.layer, maps[predicted].shape)
+        folder.heats[predicted] = MeanHeat(at)
+    folder.heats[predicted].add(maps[predicted])
+    if predicted != true:
+        p = float(view.network.probabilities(view.logits)[predicted])
+        both = np.stack([maps[predicted], maps[true]])
+        failure = Failure(p, view.photo.path, predicted, true, view.logits, both)
+        folder.wrong.append(failure)
+        folder.wrong.sort(key=lambda each: -each.p)
+        del folder.wrong[ROWS * view.options.pages :]
+
+
+def failure_row(view, failure):
+    """Tiles: photograph, heat of the class predicted and of the true one, their difference."""
+    photo, layer = view.tile(4), view.network.layer
+    view.logits = failure.logits
+    wrong, right = failure.maps
+    scale = {"scale": max(failure.maps.max(), 0)}
+    titles = [view.class_title(index) for index in (failure.predicted, failure.true)]
+    return [
+        Tile(photo, f"{Path(*view.photo.path.parts[-2:])}\ntrue: {titles[1]}"),
+        view.heat(photo, wrong, layer, f"taken for {titles[0]}", **scale),
+        view.heat(photo, right, layer, f"true: {titles[1]}", **scale),
+        signed_tile(view, photo, wrong - right, failure),
+    ]
+
+
+def signed_tile(view, photo, difference, failure):
+    """The Tile of a signed map: red where it is positive, blue where it is negative."""
+    at = view.at(view.network.layer, difference.shape)
+    laid = place(difference, at, *photo.shape[:2])[..., None]
+    ends = np.float32(np.where(laid > 0, RED, BLUE))
+    colours = np.uint8(255.5 + np.abs(laid) / (np.abs(laid).max() or 1) * (ends - 255))
+    picture = dim(cv2.addWeighted(colours, 0.6, grey_photo(photo), 0.4, 0), at)
+    predicted, true = map(view.network.classes.short, (failure.predicted, failure.true))
+    title = f"red: {predicted} rather than {true}\nblue: {true} rather than {predicted}"
+    return Tile(picture, title)
+
+
+def add_row(view):
+    """A CSV of all photographs: truth, predictions, probabilities, the map's maximum, its box."""
+    cam = view.maps[int(view.logits.argmax())]
+    probabilities = view.network.probabilities(view.logits)
+    true = view.folder.truths.get(view.photo.path)
+    cells = class_cells(view.network.classes.short, probabilities, true)
+    cells |= {"layer": view.network.layer, "map_maximum": f"{cam.max():.6g}"}
+    box = segment_box(view.laid(cam), view.options.threshold)
+    view.folder.rows[view.photo.path] = cells | (box._asdict() if box else {})
+
+
+def class_cells(name, probabilities, true=None):
+    """Cells {column: text} of the table: of the five most probable classes, and the true one.
+    name(index): of a class."""
+    cells = {}
+    if true is not None:
+        cells = {"true_class": name(true), "true_p": f"{probabilities[true]:.6g}"}
+    ranked = np.argsort(-probabilities, kind="stable")[:5].tolist()
+    for place, index in enumerate(ranked, 1):
+        cells[f"class_{place}"] = name(index)
+        cells[f"p_{place}"] = f"{probabilities[index]:.6g}"
+    return cells
+
+
+def table_text(rows):
+    """Rows {column of TABLE_COLUMNS: cell} as CSV (RFC 4180); what a row lacks is empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, TABLE_COLUMNS, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "replace").decode()  # a file name may be no text
+
+
+OVER_FOLDERS = {"boxes": draw_boxes, "failures": add_failure, "table": add_row}

@@ -1,6 +1,8 @@
-"""A network of one's own, trained in a few minutes on drawn shapes: what Image/shapes.keras and Image/shapes.png are.
+"""A network of one's own, trained in a few minutes on drawn shapes: Image/shapes.keras, shapes.png.
 
-python tests/shapes.py folder
+python tests/shapes.py folder              trains it anew
+python tests/shapes.py --known folder 9    draws a folder with known answers, 9 of each shape,
+                                           each beside a smaller one of another kind
 """
 
 import sys
@@ -48,7 +50,7 @@ def draw(picture, name, generator, centre, size):
 
 
 def examples(count, seed, side=96):
-    """Pictures of one shape each, uint8 (count, side, side, 3), and its numbers in NAMES, (count,)."""
+    """Pictures of one shape each, uint8 (count, side, side, 3), and their numbers, (count,)."""
     generator = np.random.default_rng(seed)
     pictures, numbers = [], generator.integers(0, len(NAMES), count)
     for number in numbers:
@@ -93,12 +95,39 @@ def train(epochs=8, count=12000):
     return model
 
 
+def draw_folder(folder, count, wrong=0, distract=False, seed=9):
+    """Photographs of a shape in sub-folders, `count` a class; distract: with a smaller other one.
+
+    The first `wrong` of them lie in the next class's folder; returns their paths."""
+    generator = np.random.default_rng(seed)
+    misplaced = []
+    for number in range(count * len(NAMES)):
+        shape = number % len(NAMES)
+        size = generator.uniform(16, 22)
+        left, top = generator.uniform(size, 96 - size - 28 * distract), generator.uniform(26, 70)
+        picture = draw(background(generator, 96), NAMES[shape], generator, (left, top), size)
+        if distract:
+            other = NAMES[(shape + generator.integers(1, 4)) % len(NAMES)]
+            centre = (left + size + 14, top + generator.uniform(-12, 12))
+            draw(picture, other, generator, centre, 11)
+        lies_in = NAMES[(shape + (number < wrong)) % len(NAMES)]
+        path = Path(folder) / lies_in / f"{NAMES[shape]}_{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture[..., ::-1])
+        if number < wrong:
+            misplaced.append(path)
+    return misplaced
+
+
 def main():
+    if sys.argv[1] == "--known":
+        draw_folder(sys.argv[2], int(sys.argv[3]), distract=True)
+        return
     folder, generator = Path(sys.argv[1]), np.random.default_rng(5)
     train().save(folder / "shapes.keras")
     (folder / "shapes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     picture = background(generator, 480)
-    for name, centre in zip(NAMES, ((120, 120), (350, 130), (130, 350), (350, 350))):
+    for name, centre in zip(NAMES, ((120, 120), (350, 130), (130, 350), (350, 350)), strict=True):
         draw(picture, name, generator, centre, 80)
     cv2.imwrite(str(folder / "shapes.png"), picture[..., ::-1])
 

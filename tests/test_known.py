@@ -1,0 +1,277 @@
+"""A folder with known answers: boxes, failures and the table, against second computations."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapes
+
+import gradcam_resnet50
+import utils
+from utils import Box, UserError
+
+IMAGE = Path(utils.HERE) / "Image"
+SHAPES = ["--weights", IMAGE / "shapes.keras", "--preprocess", "none"]
+LABELLED = [*SHAPES, "--labels", IMAGE / "shapes.txt"]
+
+
+def random_map(seed, shape=(13, 17)):
+    """Smooth noise with zeros, ties and negative values."""
+    noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    smooth = sum(np.roll(noise, shift, axis) for shift in (0, 1, 2) for axis in (0, 1))
+    return np.round(smooth, 1)
+
+
+# --- boxes ---
+
+
+def flood(hot):
+    """Segments of a bool map, connected also at corners: arrays of positions (n, 2)."""
+    left = set(zip(*np.nonzero(hot), strict=True))
+    segments = []
+    while left:
+        segment = [left.pop()]
+        for y, x in segment:  # which grows on the way
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            segment += near
+        segments.append(np.array(segment))
+    return segments
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("threshold", [1, 15, 60])
+def test_segment_box_against_flood_fill(seed, threshold):
+    heat = random_map(seed)
+    segments = flood(heat > heat.max() * threshold / 100)
+    size = max(map(len, segments))
+    largest = [segment[:, ::-1] for segment in segments if len(segment) == size]
+    boxes = [(*each.min(axis=0), *each.max(axis=0) + 1) for each in largest]
+    assert utils.segment_box(heat, threshold) in boxes
+
+
+def test_segment_box_of_drawn_shapes():
+    heat = np.zeros((40, 60), np.float32)
+    assert utils.segment_box(heat) is None and utils.segment_box(heat - 1) is None
+    heat[5:9, 5:9] = 10  # small, but the warmest
+    heat[20:30, 20:35] = 2
+    heat[30:33, 35:41] = 2  # touches at a corner
+    assert utils.segment_box(heat) == (20, 20, 41, 33)
+    assert utils.segment_box(heat, 20) == (5, 5, 9, 9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_iou_against_sets_of_pixels(seed):
+    starts, sides = np.random.default_rng(seed).integers(1, 9, (2, 2, 2))
+    boxes = [Box(*start, *(start + side)) for start, side in zip(starts, sides, strict=True)]
+    a, b = ({(y, x) for y in range(y0, y1) for x in range(x0, x1)} for x0, y0, x1, y1 in boxes)
+    assert boxes[0].iou(boxes[1]) == pytest.approx(len(a & b) / len(a | b))
+
+
+def test_localisation_beside_a_centred_box():
+    found = utils.Localisation()
+    heat = np.zeros((100, 200), np.float32)
+    heat[10:30, 20:60] = 1
+    heat[60:70, 150:190] = 0.1
+    heat[90:, 190:] = -5
+    exact = [Box(20, 10, 60, 30)]
+    near = [Box(75, 10, 115, 30), Box(150, 50, 190, 70)]  # the maximum at (10, 20) is far
+    found.add(heat, utils.segment_box(heat), exact)
+    found.add(heat, Box(80, 10, 120, 30), near)
+    found.add(-np.abs(heat), None, exact)
+    own, centred = zip(*found.summary().values(), strict=True)
+    np.testing.assert_allclose(own, [2 / 3, (1 + 35 / 45) / 3, 1 / 3, 1 / 3, (800 + 40) / 840 / 3])
+    assert centred == (0, 0, 0, 0, 0)  # 40 × 20 in the middle: none of them is there
+    middle = utils.Localisation()
+    middle.add(heat, utils.segment_box(heat), [Box(80, 40, 120, 60)])
+    middle.add(heat, utils.segment_box(heat), [Box(110, 40, 150, 60)])
+    _, centred = zip(*middle.summary().values(), strict=True)
+    np.testing.assert_allclose(centred, [0.5, (1 + 1 / 7) / 2, 1, 0.5, (1 + 0.25) / 2])
+    assert "IoU ≥ 0.5 0.000 (0.500)" in middle.line()
+
+
+def test_boxes_are_read_and_bad_lines_named(tmp_path):
+    path = tmp_path / "truth.csv"
+    header = "photo,class,x0,y0,x1,y1\n"
+    good = '"a, b.jpg",cat,0,1,2.5,3\nsub/猫.jpg, dog ,1,1,2,2\n"a, b.jpg",cat,5,5,6,6\n'
+    path.write_text("\ufeff" + header + good, encoding="utf-8")
+    assert utils.read_boxes(path) == {
+        (tmp_path / "a, b.jpg").resolve(): {"cat": [(0, 1, 2.5, 3), (5, 5, 6, 6)]},
+        (tmp_path / "sub/猫.jpg").resolve(): {"dog": [(1, 1, 2, 2)]},
+    }
+    bad = ["a.jpg,cat,1,2,3", "a.jpg,cat,1,2,3,x", "a.jpg,cat,3,1,3,2", "a,b.jpg,cat,1,2,3,4"]
+    bad += [",cat,1,2,3,4", "a.jpg,,1,2,3,4", "a.jpg,cat,-1,0,3,4", "a.jpg,cat,0,0,nan,inf"]
+    for line in bad:
+        path.write_text(header + good + line + "\n", encoding="utf-8")
+        with pytest.raises(UserError, match="no box in line 5: "):
+            utils.read_boxes(path)
+    path.write_text("photo,x0\n")
+    with pytest.raises(UserError, match="first line"):
+        utils.read_boxes(path)
+
+
+# --- a folder of drawn shapes ---
+
+
+def run(folder, *words, code=0):
+    """Run the script in this process, in a folder; what it said on stderr."""
+    utils.say.cache_clear()
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["gradcam_resnet50.py", *map(str, words)])
+        patch.setattr("sys.stderr", said)
+        assert utils.run(gradcam_resnet50.main) == code, said.getvalue()
+    return said.getvalue()
+
+
+def arrays(path):
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    return tmp_path_factory.mktemp("desk")
+
+
+WORDS = ["val", *LABELLED, "--figures", "failures,table", "--arrays"]
+
+
+@pytest.fixture(scope="module")
+def wrong(desk):
+    """Stems of thirty of eighty in a wrong sub-folder, and what was said; one is no picture."""
+    misplaced = shapes.draw_folder(desk / "val", 20, 30)
+    (desk / "val" / "disc" / 'a, "b"\n猫.png').write_bytes(b"none")
+    return {path.stem for path in misplaced}, run(desk, *WORDS, code=1)
+
+
+def test_thirty_wrong_ones_are_found_with_their_confusions(desk, wrong):
+    misplaced, said = wrong
+    assert "50 of 80 right (62.5 %); " in said
+    for true, name in zip(np.roll(shapes.NAMES, -1), shapes.NAMES, strict=True):
+        times = 8 if name in ("disc", "cross") else 7
+        assert f"{true} taken for {name} {times} times" in said
+    pages = [arrays(desk / f"results/val_shapes_failures_{page}.npz") for page in (1, 2, 3, 4)]
+    logits = [key for page in pages for key in page if key.endswith("/logits")]
+    assert {key.split("/")[1] for key in logits} == misplaced
+    assert len(list(desk.glob("results/*failures_*.jpg"))) == 5  # with the mean heat
+
+
+def test_the_difference_lies_on_the_shape(desk, wrong):
+    page = arrays(desk / "results/val_shapes_failures_1.npz")
+    for stem in {key.split("/")[1] for key in page}:
+        drawn = str(shapes.NAMES.index(stem.partition("_")[0]))
+        cams = {key.split("/")[-1]: page[key] for key in page if f"{stem}/relu4_2/" in key}
+        difference = cams.pop(drawn) - next(iter(cams.values()))
+        y, x = np.unravel_index(difference.argmax(), difference.shape)
+        ys, xs = shape_of(next((desk / "val").rglob(f"{stem}.png")))
+        far = np.hypot(ys - 8 * y - 4, xs - 8 * x - 4).min()
+        assert far < 12, stem  # cells are 8 pixels wide
+
+
+def shape_of(path):
+    """Positions of the pixels of the most frequent colour: shapes are of one."""
+    pixels = utils.read_photo(path)
+    colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    return np.nonzero((pixels == colours[counts.argmax()]).all(axis=-1))
+
+
+def test_the_table_is_read_back_and_left_as_it_is(desk, wrong):
+    path = desk / "results/val_shapes_table.csv"
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 81 and list(rows[0]) == utils.TABLE_COLUMNS
+    photographs = [row["photograph"] for row in rows]
+    assert photographs == sorted(photographs)
+    assert [row["photograph"] for row in rows if row["error"]] == ['val/disc/a, "b"\n猫.png']
+    differing = [row for row in rows if row["true_class"] != row["class_1"]]
+    assert {Path(row["photograph"]).stem for row in differing} == wrong[0]
+    p = [[float(row[f"p_{place}"]) for place in (1, 2, 3, 4)] for row in rows if not row["error"]]
+    assert np.all(np.diff(p) <= 0) and np.allclose(np.sum(p, axis=1), 1, atol=1e-4)
+    written = path.stat().st_mtime_ns
+    assert "0 drawn, 81 there already" in run(desk, *WORDS, "--skip-existing")
+    assert path.stat().st_mtime_ns == written
+
+
+def test_names_of_all_kinds_stand_in_the_table():
+    names = ['crane, "machine"', "Кошка", "two\nlines", "=1+1", "e", "f"]
+    probabilities = np.float32([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125])
+    row = {"photograph": 'a, "b"\r\n猫.jpg'}
+    row |= utils.class_cells(names.__getitem__, probabilities, 1)
+    text = utils.table_text([row | {"x0": 3}, {"photograph": "\udcff.jpg", "error": "broken"}])
+    header, first, second = csv.reader(io.StringIO(text, newline=""))
+    assert header == utils.TABLE_COLUMNS and len(set(header)) == len(first) == len(second)
+    assert first[:7] == [row["photograph"], "Кошка", "0.25", names[0], "0.5", names[1], "0.25"]
+    assert first[7:13] == [names[2], "0.125", "=1+1", "0.0625", "e", "0.03125"]
+    assert second[0] == "?.jpg" and second[-1] == "broken" and text.count("\r\n") == 4
+
+
+def test_true_boxes_are_scored_beside_a_centred_one(desk, wrong):
+    names = [path.name for path in desk.glob("val/disc/disc_0[4-7]*.png")]
+    lines = [f"val/disc/{name},disc,23,23,73,73\n" for name in names]
+    (desk / "truth.csv").write_text("photo,class,x0,y0,x1,y1\n" + "".join(lines))
+    words = ["val/disc", *LABELLED, "--figures", "boxes", "--classes", "cross", "--arrays"]
+    said = run(desk, *words, "--boxes", "truth.csv", "--output", "o", code=1)
+    assert f"{len(lines)} maps with true boxes" in said
+    assert re.search(r"mean IoU 0\.\d{3} \(1\.000\)", said)
+    found = arrays(desk / "o/disc_048_shapes_boxes.npz")
+    boxes = {key for key in found if key.endswith("box")}
+    assert boxes == {"shapes/relu4_2/0/box", "shapes/relu4_2/1/box"}
+    network = utils.open_network(utils.keras.saving.load_model(IMAGE / "shapes.keras"))
+    at = utils.layer_geometries(network)["relu4_2"]
+    heat = utils.place(found["shapes/relu4_2/0"], at, 96, 96)
+    assert tuple(found["shapes/relu4_2/0/box"]) == utils.segment_box(heat)
+    assert (desk / "o" / "disc_shapes_boxes.jpg").exists()
+
+
+# --- what is said of folders ---
+
+
+def made(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_wrong_folders_say_one_line(tmp_path):
+    photo = (IMAGE / "cat.jpg").read_bytes()
+    for folder in ("no/bird", "no/plane", "flat"):
+        (made(tmp_path / folder) / "a.jpg").write_bytes(photo)
+    made(tmp_path / "empty" / "disc")
+    lines = {
+        "no": "no sub-folder (bird, plane) is called like a class (disc, cross, triangle, square)",
+        "flat": "there is no sub-folder that is called like a class",
+        "empty": "no photographs in",
+        "missing": "missing",
+    }
+    for folder, line in lines.items():
+        said = run(tmp_path, folder, *LABELLED, "--figures", "failures", code=2).splitlines()
+        assert line in said[-1] and len(said) == 1 and said[0].startswith("error: ")
+
+
+def test_half_labelled_and_doubly_named_folders(tmp_path):
+    shapes.draw_folder(tmp_path / "half", 2)
+    for name, other in (("cross", "1"), ("square", "3"), ("triangle", "bird")):
+        (tmp_path / "half" / name).rename(tmp_path / "half" / other)
+    made(tmp_path / "half" / "cross")
+    said = run(tmp_path, "half", *LABELLED, "--figures", "failures")
+    assert "left out: bird\n" in said and "without photographs: cross\n" in said
+    assert "taken together: 1, cross\n" in said
+    assert "6 of 6 right (100.0 %): no failures to draw" in said
+    drawn = [path.name for path in tmp_path.glob("results/*")]
+    assert drawn == ["half_shapes_failures_heat.jpg"]
+
+
+def test_sub_folders_are_the_classes_of_a_network_without_labels(tmp_path):
+    shapes.draw_folder(tmp_path / "sorted", 15)
+    said = run(tmp_path, "sorted", *SHAPES, "--figures", "failures", "--pages", "1")
+    assert "classes are the sub-folders, sorted: cross, disc, square, triangle" in said
+    assert "the labels in the order of training" in said
+    tried = re.search(r"right of 50 photographs with --preprocess (.*)", said)[1]
+    assert [word.split()[0] for word in tried.split(", ")] == list(utils.PREPROCESS)
+    assert len(list(tmp_path.glob("results/*"))) == 2
+    ten = utils.ClassNames([""] * 3, ["0", "1", "10"])
+    assert [ten.called(word) for word in ("0", "1", "10", "2")] == [0, 1, 2, 2]
