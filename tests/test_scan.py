@@ -5,6 +5,7 @@ The network is a small one of Keras, saved as a person saves it. Photographs hav
 input, so that nothing is resized, and `--preprocess unit` makes x = pixels / 255."""
 
 import functools
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,8 +143,15 @@ def test_top9_of_other_photographs_never_overwrites(draw):
     first, _, _ = draw("top9", a, b, *words)
     second, _, _ = draw("top9", a, c, *words)
     assert not set(first.out) & set(second.out)
-    again = draw.run("--figures", "top9", a, b, *words, "--skip-existing")
-    assert (again.out, again.err) == ([], ["top9: there already"])
+    skip = ["--figures", "comparison,top9", a, b, *words, "--skip-existing"]
+    assert len(draw.run(*skip).out) == 2  # the comparison
+    again = draw.run(*skip)
+    assert (again.out, again.err) == (
+        [],
+        [f"{name}: there already" for name in ("comparison", "top9")],
+    )
+    os.utime(b, (1, 1))  # another photograph under its name
+    assert len(draw.run(*skip).out) == 4
     assert set(draw("top9", a, b, *words)[0].out) == set(first.out)
     assert set(second.arrays("q1_and_1_more_2_net_top9")) & {"net/input/q2", "net/input/q3"}
 
