@@ -262,7 +262,7 @@ def test_photographs_of_the_constant_are_relative_to_the_script_and_typed_ones_n
     assert album.paths == [Path("--seed"), Path("photo.png")]
 
 
-FIGURES = dict.fromkeys(GRADCAM, "layers classes negative one_class kernels guided overlay trust")
+FIGURES = dict.fromkeys(GRADCAM, "layers one_class guided overlay trust boxes failures table")
 FIGURES |= dict.fromkeys(DECONVNET, "projections blocks comparison top9 occlusion")
 OPTIONS = """figures layers classes kernels weights labels preprocess fit resize place import scale
     seed output format colormap"""
@@ -275,7 +275,8 @@ def test_help_names_every_option_its_default_and_every_figure(read, capfd, monke
         read(script, "--help")
     sys.__stdout__.flush()
     text, constants = capfd.readouterr().out, vars(sys.modules[script])
-    more = "method" if script in GRADCAM else "mode rules patch stride compared"
+    more = "mode rules patch stride compared"
+    more = "method threshold boxes pages" if script in GRADCAM else more
     for name in f"{OPTIONS} {more}".split():
         shown = constants[name.upper()]
         shown = ",".join(shown) if isinstance(shown, list) else shown

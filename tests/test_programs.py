@@ -210,7 +210,8 @@ def test_a_folder_is_drawn_but_for_what_cannot_be_read(run):
         save_photo(Path(name))
     Path("photos/cut.jpg").write_bytes(CAT.read_bytes()[:9000])
     Path("photos/a phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    done = run("gradcam_vgg photos --figures all --arrays --classes ring,nothing", SAVED)
+    words = f"photos --figures {','.join(FIGURES)},overlay --arrays --classes ring,nothing"
+    done = run("gradcam_vgg", words, SAVED)
     figures = [*FIGURES, "overlay_0", "overlay_4"]
     stems = [f"{stem}_mine" for stem in ("p1", "p2", "sub_p2_png")]
     assert done.code == 1
@@ -290,6 +291,19 @@ def test_skip_existing_leaves_out_what_is_whole_and_draws_the_rest(run, classes,
     assert [line for line in numbered.out if line.endswith("q0_mine_classes.npz")]
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "pdf"])
+def test_skip_existing_knows_boxes_pages_and_tables(run, ending):
+    for name in ("ring/a", "ring/b", "disc/c", "nothing/d"):
+        save_photo(Path(f"photos/{name}.png"))
+    words = f"photos {SAVED} --figures boxes,failures,table --skip-existing --format {ending}"
+    first = run("gradcam_vgg", words)
+    assert first.code == 0 and len(first.out) >= 4 + 2
+    assert run("gradcam_vgg", words).out == []
+    os.utime("photos/ring/b.png", (1, 1))
+    third = run("gradcam_vgg", words).out
+    assert f"results/b_mine_boxes.{ending}" in third and "results/photos_mine_table.csv" in third
+
+
 @pytest.mark.parametrize("script, ending", [("gradcam_vgg", "png"), ("deconvnet_vgg", "jpg")])
 def test_a_picture_tells_what_it_was_drawn_with_but_no_folder(run, tmp_path, script, ending):
     """Fault 17, to the end: nothing that was typed with a folder is published with the picture."""
@@ -337,7 +351,11 @@ def test_a_wrong_layer_kernel_or_class_of_a_network_is_told(run, words):
 
 def test_kernels_are_checked_against_the_layer_that_is_drawn(run, monkeypatch):
     """Fault 3: occlusion draws block5_conv3, of 512 kernels, projections block3_conv3, of 256."""
-    monkeypatch.setitem(deconvnet_vgg.FIGURES_DRAWN, "occlusion", lambda view: None)
+
+    def draw(view):
+        """Nothing: that takes seconds."""
+
+    monkeypatch.setitem(deconvnet_vgg.FIGURES_DRAWN, "occlusion", draw)
     words = f"deconvnet_vgg {CAT} --weights bundled"
     assert run(words, "--figures occlusion --kernels 300").code == 0
     line = run(words, "--figures occlusion --kernels 512").error()
