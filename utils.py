@@ -352,6 +352,8 @@ def read_options(script):
         raise UserError("--labels names the classes of a saved network: give that by --weights")
     if options.labels and not os.path.exists(options.labels):
         raise UserError(f"--labels {options.labels}: there is no such file or folder")
+    if options.import_.endswith(".py") and not os.path.exists(options.import_):
+        raise UserError(f"--import {options.import_}: there is no such file")
     if getattr(options, "boxes", ""):
         read_boxes(options.boxes)
     if not options.weights.saved:
