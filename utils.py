@@ -2782,7 +2782,7 @@ def left_over_all(options, album, network, figures):
     left = []
     for figure in [figure for figure in options.figures if figure in figures]:
         if album_result(options, network, album, figure).is_drawn():
-            warn(f"{figure}: there already")
+            warn(f"{network.label}, {figure}: there already")
         else:
             left.append(figure)
     return left
