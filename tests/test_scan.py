@@ -146,10 +146,8 @@ def test_top9_of_other_photographs_never_overwrites(draw):
     skip = ["--figures", "comparison,top9", a, b, *words, "--skip-existing"]
     assert len(draw.run(*skip).out) == 2  # the comparison
     again = draw.run(*skip)
-    assert (again.out, again.err) == (
-        [],
-        [f"{name}: there already" for name in ("comparison", "top9")],
-    )
+    told = [f"net, {figure}: there already" for figure in ("comparison", "top9")]
+    assert (again.out, again.err) == ([], told)
     os.utime(b, (1, 1))  # another photograph under its name
     assert len(draw.run(*skip).out) == 4
     assert set(draw("top9", a, b, *words)[0].out) == set(first.out)
