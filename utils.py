@@ -50,9 +50,7 @@ PHOTO_ENDINGS = (
     ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff"
     " .heic .heif .avif .dng .cr2 .nef .arw"  # these last are only told apart
 )
-COLORMAPS = {
-    name[9:].lower(): number for name, number in vars(cv2).items() if name[:9] == "COLORMAP_"
-}
+COLORMAPS = {key[9:].lower(): value for key, value in vars(cv2).items() if key[:9] == "COLORMAP_"}
 PREPROCESS = ("caffe", "tf", "torch", "unit", "none")
 FITS = ("squeeze", "crop", "pad")
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST_EXACT}
@@ -334,9 +332,7 @@ def make_parser(script):
 
 
 def read_options(script):
-    """The constants of a script, its globals(), overridden by its command line, as a namespace.
-
-    UserError for all that can be wrong without asking TensorFlow."""
+    """The constants of a script, its globals(), overridden by its command line, as a namespace."""
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     options = make_parser(script).parse_intermixed_args(words[:end])
@@ -459,6 +455,24 @@ def walk(folder):
             yield path
 
 
+RESULT_NAME = re.compile(
+    r"_(layers|classes|negative|one_class|kernels|guided|overlay_[^_]+|trust|boxes|failures_[^_]+"
+    r"|projections|blocks|comparison|top9|occlusion)\.(jpg|png)$"
+)
+
+
+def is_result(path):
+    """Whether a picture is one of our own, by its name and by what it carries."""
+    if not RESULT_NAME.search(path.name):
+        return False
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            carried = image.info.get("comment") or image.info.get("Subject") or ""
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return '"photographs": [' in str(carried)
+
+
 def name_results(paths):
     """{path: what its results are called}: stems in lower case, no two the same."""
     stems, taken = {}, set()
@@ -503,25 +517,19 @@ def upright_rgb(image):
     """The pixels of an open Pillow image, uint8 (H, W, 3)."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 bits, or real numbers
-        image = Image.fromarray(to_8_bits(np.asarray(image, np.float32), image))
+        image = Image.fromarray(to_8_bits(np.asarray(image, np.float32)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
 
 
-def to_8_bits(values, image):
-    """Numbers of a TIFF, 0 to 1 or 0 to 65535, as uint8; others are scaled by what they hold."""
+def to_8_bits(values):
+    """Numbers of a TIFF or PNG as uint8; white is 1, 255, 4095 or 65535, the least that suffices."""
     values = np.nan_to_num(values)
-    least, most = float(values.min()), float(values.max())
-    if image.mode == "F" and least >= 0 and most <= 1:
-        return np.uint8(values * 255)
-    if image.mode != "F" and 4096 <= most <= 65535:
-        return np.uint8(values / 257)
-    if most > 255 or least < 0 or image.mode != "F":
-        warn(f"{getattr(image, 'filename', 'a photograph')}: values {least:g} to {most:g}, scaled")
-        values = (values - min(least, 0)) * (255 / max(most - min(least, 0), 1e-12))
-    return np.uint8(values.clip(0, 255))
+    most = values.max()
+    white = next((limit for limit in (1, 255, 4095, 65535) if most <= limit), most)
+    return np.uint8((values * 255 / white).clip(0, 255))
 
 
 def resize(image, width, height):
@@ -532,10 +540,7 @@ def resize(image, width, height):
 
 
 def fit_to(pixels, size, fit="squeeze", interpolation="area"):
-    """A photograph as the network's rectangle, float32 (H, W, 3), 0 to 255.
-
-    fit: squeeze, the whole; crop, its largest centred part of the rectangle's proportions; pad, the
-    whole between grey borders. interpolation: area; bilinear and nearest as Keras's loaders do."""
+    """A photograph as the network's rectangle, (H, W), by --fit and --resize: float32 (H, W, 3)."""
     start, length = fitted(pixels.shape[:2], size, fit)
     end = start + length
     if fit == "crop":
@@ -557,7 +562,9 @@ def network_input(
 
     size: (H, W). preprocess: caffe (BGR less the ImageNet mean), tf (-1 to 1), torch (ImageNet mean
     and deviation), as Keras calls them; unit (0 to 1), none (0 to 255). channels: 3, or 1 for
-    grey. fit, interpolation: see `fit_to`. ValueError for anything else."""
+    grey. fit: squeeze, the whole; crop, its largest centred part of the size's proportions; pad,
+    the whole between grey borders. interpolation: area; bilinear and nearest as Keras's loaders
+    do. ValueError for anything else."""
     if preprocess not in PREPROCESS or fit not in FITS:
         raise ValueError(f"{preprocess}, {fit}: one of {PREPROCESS}, one of {FITS}")
     if pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -646,9 +653,7 @@ def plain(name):
 
 
 def read_classes(labels="", count=1000):
-    """The ClassNames of ImageNet; of a file, a line a class; of a folder, a sub-folder a class.
-
-    Without labels, of another count than 1000: `class 0` and so on. UserError: another number."""
+    """The ClassNames of ImageNet; of a file, a line a class; of a folder, a sub-folder a class."""
     if not labels and count != 1000:
         return ClassNames([""] * count, [f"class {index}" for index in range(count)])
     if not labels:
@@ -2032,7 +2037,8 @@ class Page:
     """A matplotlib figure that is filled from above; lengths in pixels of a page of scale 1."""
 
     def __init__(self, width, scale):
-        self.width, self.scale = width, scale
+        self.width = width
+        self.scale = scale
         self.texts = []
         self.images = []
 
@@ -2066,8 +2072,8 @@ def make_page(rows, heading, note, bars=(), scale=1):
     """A page as a matplotlib figure: heading, note, colour bars, rows of Tiles."""
     widths = column_widths(rows, scale)
     page = Page(max(2 * MARGIN - GAP + sum(widths) + GAP * len(widths), 700), scale)
-    for place, bar in enumerate(bars, 1):
-        x = page.width - MARGIN - 180 * place + 20
+    for number, bar in enumerate(bars, 1):
+        x = page.width - MARGIN - 180 * number + 20
         colours = colorize(np.linspace(0, 1, 160 * scale)[None], bar.colormap)
         y = page.paste(x, MARGIN, np.repeat(colours, 12 * scale, axis=0))
         page.write(x, y, f"0 … {bar.end}", 160)
@@ -2174,8 +2180,8 @@ class Result:
         count: how many files the figure has."""
         if self.options.arrays:
             write_whole(self.path("npz", suffix), lambda file: np.savez(file, **arrays))
-        about = {**self.settings(), "files": count, "digest": self.digest()}
-        about = json.dumps(about, default=str)
+        settings = {**self.settings(), "files": count, "digest": self.digest()}
+        about = json.dumps(settings, default=str)
         save = page.savefig if isinstance(page, Figure) else functools.partial(imsave, arr=page)
         how = {"format": self.ending, "metadata": {"Subject": about}}
         if self.ending == "jpg":
@@ -2192,24 +2198,6 @@ class Result:
         self.write(make_page(rows, heading, note, bars, options.scale), arrays, **files)
 
 
-RESULT_NAME = re.compile(
-    r"_(layers|classes|negative|one_class|kernels|guided|overlay_[^_]+|trust|boxes|failures_[^_]+"
-    r"|projections|blocks|comparison|top9|occlusion)\.(jpg|png)$"
-)
-
-
-def is_result(path):
-    """Whether a picture is one of our own, by its name and by what it carries."""
-    if not RESULT_NAME.search(path.name):
-        return False
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            carried = image.info.get("comment") or image.info.get("Subject") or ""
-    except (OSError, ValueError, SyntaxError):
-        return False
-    return '"photographs": [' in str(carried)
-
-
 def write_whole(path, fill):
     """Write a file beside its place, then rename it: it appears whole or not. List it on stdout."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -2223,6 +2211,18 @@ def write_whole(path, fill):
     os.write(1, os.fsencode(path) + b"\n")  # at once: whoever has read enough may close the pipe
 
 
+def album_result(options, network, album, figure):
+    """Where a figure over all photographs lands."""
+    return Result(options, figure, network.name, tuple(album.paths), album.name)
+
+
+def save_page(options, network, album, figure, rows, note, arrays, bars=None, **files):
+    """Write a page over all photographs, see `Result.draw`."""
+    arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
+    result = album_result(options, network, album, figure)
+    result.draw(network.about or network.label, rows, note, arrays, bars, **files)
+
+
 def progress(count):
     """A function to be called once for each of so many steps: shows how long it will take."""
     if count < 2 or not sys.stderr.isatty():
@@ -2232,7 +2232,7 @@ def progress(count):
 
 
 def photographs(options, album, targets):
-    """Each readable Photo of which targets, (figure, network), are left to be drawn, and those."""
+    """Each readable Photo, and those of targets, (figure, network), that are left to be drawn."""
     drawn, there = 0, 0
     advance = progress(len(album.paths))
     together = [target for target in targets if is_of_all(options, album, target[0])]
@@ -2256,8 +2256,9 @@ def photographs(options, album, targets):
 
 def is_of_all(options, album, figure):
     """Whether a figure needs every photograph of the run."""
-    judged = figure == "boxes" and options.boxes and len(album.paths) > 1
-    return bool(judged) or figure in ("failures", "table")
+    if figure == "boxes":
+        return bool(options.boxes) and len(album.paths) > 1
+    return figure in ("failures", "table")
 
 
 def is_complete(options, album, target):
@@ -2385,18 +2386,6 @@ class Explanation:
         if len(views) > 1:
             label, result = "VGG", replace(result, network="vgg")
         result.draw(label, rows, f"{self.photo.path.name} · {note}", arrays)
-
-
-def album_result(options, network, album, figure):
-    """Where a figure over all photographs lands."""
-    return Result(options, figure, network.name, tuple(album.paths), album.name)
-
-
-def save_page(options, network, album, figure, rows, note, arrays, bars=None, **files):
-    """Write a page over all photographs, see `Result.draw`."""
-    arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
-    result = album_result(options, network, album, figure)
-    result.draw(network.about or network.label, rows, note, arrays, bars, **files)
 
 
 # --- Trust: deletion and insertion, rank correlation, occlusion ---
