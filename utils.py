@@ -336,7 +336,7 @@ def read_options(script):
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     options = make_parser(script).parse_intermixed_args(words[:end])
-    options.images = [*options.images, *words[end + 1 :]]  # whatever these look like
+    options.images = [*options.images, *words[end + 1 :]]  # even those that look like options
     if options.labels and not options.weights.saved:
         raise UserError("--labels names the classes of a saved network: give that by --weights")
     if options.labels and not os.path.exists(options.labels):
@@ -525,7 +525,7 @@ def upright_rgb(image):
 
 
 def to_8_bits(values):
-    """Numbers of a TIFF or PNG as uint8; white is 1, 255, 4095 or 65535, the least that suffices."""
+    """Numbers of a TIFF or PNG as uint8; white is 1, 255, 4095 or 65535, the least that will do."""
     values = np.nan_to_num(values)
     most = values.max()
     white = next((limit for limit in (1, 255, 4095, 65535) if most <= limit), most)
