@@ -446,7 +446,7 @@ def draw_top9(options, network, album):
     arrays |= utils.projection_arrays(options, network.layer, everything, several=True)
     note = f"{network.layer} · of {len(album.paths)} files · zero is grey"
     rows = utils.in_rows(tiles, layout.a_row)
-    utils.save_page(options, network, album, "top9", rows, note, arrays)
+    utils.save_page(options, network, album, "top9", rows, note, arrays, bars=[])
 
 
 def project_best(options, network, album, best, kernels):

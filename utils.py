@@ -39,8 +39,8 @@ import h5py
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from PIL import Image, ImageOps
-from PIL.PngImagePlugin import PngInfo
 
 HERE = Path(__file__).resolve().parent
 VGG16_CONVOLUTIONS = HERE / "Image" / "vgg16_imagenet_notop.weights.h5"
@@ -50,11 +50,11 @@ PHOTO_ENDINGS = (
     ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff"
     " .heic .heif .avif .dng .cr2 .nef .arw"  # these last are only told apart
 )
-COLORMAPS = {
-    name[9:].lower(): number for name, number in vars(cv2).items() if name[:9] == "COLORMAP_"
-}
+COLORMAPS = {key[9:].lower(): value for key, value in vars(cv2).items() if key[:9] == "COLORMAP_"}
+PREPROCESS = ("caffe", "tf", "torch", "unit", "none")
+FITS = ("squeeze", "crop", "pad")
+INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST_EXACT}
 PAGE, GAP, MARGIN = 1200, 10, 14  # pixels: width of a page, between tiles, around it all
-MAX_JPEG = 65535  # pixels a side
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: tf differentiates
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -178,34 +178,30 @@ def split_words(text):
     return list(dict.fromkeys(word.strip() for word in words if word.strip()))
 
 
+def one_of(*known):
+    """A reader of one word of those known, in any case."""
+    names = {name.lower(): name for name in known}
+
+    def read(text):
+        word = text.strip()
+        if word.lower() not in names:
+            raise argparse.ArgumentTypeError(f"unknown {word!r}{suggest(word, known)}")
+        return names[word.lower()]
+
+    return read
+
+
 def some_of(*known):
     """A reader of words between commas, of those known (`all`: every one), or any."""
-    names = {name.lower(): name for name in known}
+    read_one = one_of(*known) if known else str
 
     def read(text):
         words = split_words(text)
         if not words:
             raise argparse.ArgumentTypeError(f"it takes names, not {text!r}")
-        if not known:
-            return words
-        if "all" in words and "all" not in known:
+        if known and "all" in words:
             return list(known)
-        for word in words:
-            if word.lower() not in names:
-                raise argparse.ArgumentTypeError(f"unknown {word!r}{suggest(word, known)}")
-        return [names[word.lower()] for word in words]
-
-    return read
-
-
-def one_of(*known):
-    """A reader of one word of those known."""
-
-    def read(text):
-        words = some_of(*known)(text)
-        if len(words) > 1:
-            raise argparse.ArgumentTypeError(f"it takes one name, not {text!r}")
-        return words[0]
+        return [read_one(word) for word in words]
 
     return read
 
@@ -265,9 +261,9 @@ READERS = {
     "STRIDE": number(1, 100),
     "COMPARED": number(1, 32),
     "LABELS": str,
-    "PREPROCESS": one_of("auto", "caffe", "tf", "torch", "unit", "none"),
-    "FIT": one_of("squeeze", "crop", "pad"),
-    "RESIZE": one_of("area", "bilinear", "nearest"),
+    "PREPROCESS": one_of("auto", *PREPROCESS),
+    "FIT": one_of(*FITS),
+    "RESIZE": one_of("area", *INTERPOLATIONS),
     "PLACE": one_of("field", "stretch"),
     "IMPORT": str,
     "THRESHOLD": number(1, 99),
@@ -306,7 +302,7 @@ def make_parser(script):
     said = [f"{name:12} {draw.__doc__.splitlines()[0]}" for name, draw in figures.items()]
     parser = Parser(
         description=script["__doc__"],
-        epilog="figures:\n" + "\n".join(said),
+        epilog="\n".join(["figures:", *said]),
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
     )
@@ -322,32 +318,25 @@ def make_parser(script):
     for name in [name for name in script if name in readers]:
         default = as_typed(script[name])
         text = f"{comments.get(name, '')} (default: {default or 'none'})".replace("%", "%%")
-        option, to = f"--{name.lower()}", name.lower().replace("import", "import_")
-        parser.add_argument(
-            option, dest=to, type=readers[name], default=default, metavar=name, help=text
-        )
-    switch = argparse.BooleanOptionalAction
-    arrays = "save the numbers behind each figure too, as .npz"
-    parser.add_argument("--arrays", action=switch, default=script["ARRAYS"], help=arrays)
-    skip = "leave out what was already drawn with the same settings"
-    parser.add_argument("--skip-existing", action="store_true", help=skip)
-    names = "print the names of layers, one a line, and stop"
-    parser.add_argument("--list-layers", action="store_true", help=names)
+        how = {"type": readers[name], "default": default, "metavar": name, "help": text}
+        attribute = name.lower().replace("import", "import_")
+        parser.add_argument(f"--{name.lower()}", dest=attribute, **how)
+    how = {"action": argparse.BooleanOptionalAction, "default": script["ARRAYS"]}
+    text = "save the numbers behind each figure too, as .npz"
+    parser.add_argument("--arrays", help=text, **how)
+    text = "leave out what was already drawn with the same settings"
+    parser.add_argument("--skip-existing", action="store_true", help=text)
+    text = "print the names of layers, one a line, and stop"
+    parser.add_argument("--list-layers", action="store_true", help=text)
     return parser
 
 
 def read_options(script):
-    """The constants of a script, its globals(), overridden by its command line, as a namespace.
-
-    UserError for all that can be wrong without asking TensorFlow."""
+    """The constants of a script, its globals(), overridden by its command line, as a namespace."""
     words = sys.argv[1:]
-    behind = []  # what stands behind --, whatever it looks like, is a photograph
-    if "--" in words:
-        behind = words[words.index("--") + 1 :]
-        words = words[: words.index("--")]
-    parser = make_parser(script)
-    parser.set_defaults(behind=behind)
-    options = parser.parse_intermixed_args(words)
+    end = words.index("--") if "--" in words else len(words)
+    options = make_parser(script).parse_intermixed_args(words[:end])
+    options.images = [*options.images, *words[end + 1 :]]  # even those that look like options
     if options.labels and not options.weights.saved:
         raise UserError("--labels names the classes of a saved network: give that by --weights")
     if options.labels and not os.path.exists(options.labels):
@@ -358,22 +347,15 @@ def read_options(script):
         read_boxes(options.boxes)
     if not options.weights.saved:
         read_classes().select(options.classes)
+    folder = options.output
     with contextlib.suppress(OSError):
-        options.output.mkdir(parents=True, exist_ok=True)
-    if not (options.output.is_dir() and os.access(options.output, os.W_OK)):
-        raise UserError(
-            f"cannot write into the folder {options.output}: choose another by --output"
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"cannot write into the folder {folder}: choose another by --output")
     return options
 
 
 # --- photographs ---
-
-FIGURE_NAMES = (
-    "layers|classes|negative|one_class|kernels|guided|overlay_[^_]+|trust|boxes|failures_[^_]+"
-    "|projections|blocks|comparison|top9|occlusion"
-)
-RESULT_NAME = re.compile(rf"_({FIGURE_NAMES})\.(jpg|png)$")
 
 
 @dataclass(frozen=True)
@@ -387,13 +369,13 @@ class Photo:
 
 @dataclass
 class Album:
-    """The photographs of a run: their paths, what the results of each and of all are called."""
+    """The photographs of a run."""
 
     paths: list
-    stems: dict
-    name: str
-    places: dict = field(default_factory=dict)  # {path: the sub-folder that it lies in}
-    folders: list = field(default_factory=list)  # every sub-folder of the folders given, sorted
+    stems: dict  # {path: what its results are called}
+    name: str  # what the results of all are called
+    places: dict  # {path: the sub-folder of a folder given that it lies in}
+    folders: list  # every sub-folder of the folders given, sorted
     unreadable: dict = field(default_factory=dict)  # {path: why}
 
     def read(self, path):
@@ -419,18 +401,18 @@ class Album:
 
 def open_album(options, images):
     """The photographs asked for. images: the script's constant, relative to the script."""
-    given = [*options.images, *options.behind] or [str(HERE / image) for image in as_list(images)]
+    constant = [images] if isinstance(images, str | Path) else images
+    given = options.images or [str(HERE / image) for image in constant]
     paths = find_photos(given)
-    stems = name_results(paths)
-    if len(given) == 1 and os.path.isdir(given[0]):
-        name = Path(given[0]).resolve().name.lower()
-    elif len(paths) == 1:
-        name = stems[paths[0]]
-    else:
-        name = f"{stems[paths[0]]}_and_{len(paths) - 1}_more"
     if len(paths) == 1:
         read_photo(paths[0])  # a broken one is told at once
     roots = [Path(word) for word in given if os.path.isdir(word)]
+    stems = name_results(paths)
+    name = stems[paths[0]]
+    if len(given) == len(roots) == 1:
+        name = roots[0].resolve().name.lower()
+    elif len(paths) > 1:
+        name = f"{name}_and_{len(paths) - 1}_more"
     folders = sorted({folder for root in roots for folder in sub_folders(root)})
     return Album(paths, stems, name, place_photos(roots, paths), folders)
 
@@ -449,11 +431,6 @@ def place_photos(roots, paths):
 def sub_folders(folder):
     """The names of a folder's sub-folders, sorted, without hidden ones."""
     return sorted(each.name for each in Path(folder).glob("[!.]*/") if each.is_dir())
-
-
-def as_list(constant):
-    """A constant that may be one word, as a list."""
-    return [constant] if isinstance(constant, str | Path) else list(constant)
 
 
 def find_photos(given):
@@ -475,9 +452,27 @@ def walk(folder):
     """The photographs below a folder, sorted; without hidden ones and without our own results."""
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        known = path.suffix and path.suffix.lower() in PHOTO_ENDINGS.split()
+        known = path.suffix.lower() in PHOTO_ENDINGS.split()
         if known and not hidden and path.is_file() and not is_result(path):
             yield path
+
+
+RESULT_NAME = re.compile(
+    r"_(layers|classes|negative|one_class|kernels|guided|overlay_[^_]+|trust|boxes|failures_[^_]+"
+    r"|projections|blocks|comparison|top9|occlusion)\.(jpg|png)$"
+)
+
+
+def is_result(path):
+    """Whether a picture is one of our own, by its name and by what it carries."""
+    if not RESULT_NAME.search(path.name):
+        return False
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            carried = image.info.get("comment") or image.info.get("Subject") or ""
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return '"photographs": [' in str(carried)
 
 
 def name_results(paths):
@@ -508,18 +503,17 @@ def read_photo(path):
     """The pixels of a photograph, uint8 (H, W, 3), RGB, upright, transparency laid over white.
 
     UserError for what cannot be read. Pillow refuses a file that ends early, OpenCV does not."""
-    formats = ", ".join(PHOTO_FORMATS)
     try:
         refuse_lfs_pointer(path)
         with Image.open(path, formats=PHOTO_FORMATS) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise UserError(
-                    f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: shrink it"
-                )
+                limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
+                raise UserError(f"{path} has more than {limit}: shrink it")
             return upright_rgb(image)
     except UserError:
         raise
     except Exception as error:  # a decoder fails in many ways on a broken file
+        formats = ", ".join(PHOTO_FORMATS)
         raise UserError(f"cannot read the photograph {path} ({formats}): {error}") from error
 
 
@@ -527,7 +521,7 @@ def upright_rgb(image):
     """The pixels of an open Pillow image, uint8 (H, W, 3)."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 bits, or real numbers
-        image = Image.fromarray(to_8_bits(np.asarray(image, np.float32), image))
+        image = Image.fromarray(to_8_bits(np.asarray(image, np.float32)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -555,23 +549,15 @@ def resize(image, width, height):
     return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
-FITS = ("squeeze", "crop", "pad")
-INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST_EXACT}
-PREPROCESS = ("caffe", "tf", "torch", "unit", "none")
-
-
 def fit_to(pixels, size, fit="squeeze", interpolation="area"):
-    """A photograph as the network's rectangle, float32 (H, W, 3), 0 to 255.
-
-    fit: squeeze, the whole; crop, its largest centred part of the rectangle's proportions; pad, the
-    whole between grey borders. interpolation: area; bilinear and nearest as Keras's loaders do."""
+    """A photograph as the network's rectangle, (H, W), by --fit and --resize: float32 (H, W, 3)."""
     start, length = fitted(pixels.shape[:2], size, fit)
-    (top, left), (bottom, right) = -start, start + length - pixels.shape[:2]
-    if fit == "pad":
-        borders = [(top, bottom), (left, right), (0, 0)]
-        pixels = np.pad(pixels, borders, constant_values=128)
+    end = start + length
     if fit == "crop":
-        pixels = pixels[start[0] : start[0] + length[0], start[1] : start[1] + length[1]]
+        pixels = pixels[start[0] : end[0], start[1] : end[1]]
+    if fit == "pad":
+        borders = np.transpose([-start, end - pixels.shape[:2]])
+        pixels = np.pad(pixels, [*borders, (0, 0)], constant_values=128)
     height, width = size
     if interpolation == "area":
         return np.float32(resize(pixels, width, height))
@@ -586,7 +572,9 @@ def network_input(
 
     size: (H, W). preprocess: caffe (BGR less the ImageNet mean), tf (-1 to 1), torch (ImageNet mean
     and deviation), as Keras calls them; unit (0 to 1), none (0 to 255). channels: 3, or 1 for
-    grey. fit, interpolation: see `fit_to`. ValueError for anything else."""
+    grey. fit: squeeze, the whole; crop, its largest centred part of the size's proportions; pad,
+    the whole between grey borders. interpolation: area; bilinear and nearest as Keras's loaders
+    do. ValueError for anything else."""
     if preprocess not in PREPROCESS or fit not in FITS:
         raise ValueError(f"{preprocess}, {fit}: one of {PREPROCESS}, one of {FITS}")
     if pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -616,31 +604,26 @@ class ClassNames:
 
     def title(self, index):
         """A class in titles; what is in brackets stays on one line."""
-        if self.names[index] == f"class {index}":
-            return self.names[index]
-        known = [str(index), self.synsets[index]]
-        known = ",\N{NO-BREAK SPACE}".join(filter(None, known))
-        return f"{self.names[index]} ({known})"
-
-    def answers(self, index):
-        """The words by which a class can be asked for, lower case."""
-        name = plain(self.names[index])
-        bare = name.removeprefix(f"{index} ")  # «0 rock», as Teachable Machine writes it
-        return {plain(self.synsets[index]), name, bare}
-
-    @functools.cached_property
-    def indices(self):
-        """{word by which classes can be asked for: their indices}."""
-        found = {}
-        for index in range(len(self)):
-            for word in self.answers(index):
-                found.setdefault(word, []).append(index)
-        return found
+        name = self.names[index]
+        if name == f"class {index}":
+            return name
+        known = ",\N{NO-BREAK SPACE}".join(filter(None, [str(index), self.synsets[index]]))
+        return f"{name} ({known})"
 
     def short(self, index):
         """A class's name, with its index where others are called the same."""
         name = self.names[index]
         return name if self.names.count(name) == 1 else f"{name} ({index})"
+
+    @functools.cached_property
+    def indices(self):
+        """{word by which classes can be asked for, lower case: their indices}."""
+        found = {}
+        for index, name in enumerate(map(plain, self.names)):
+            bare = name.removeprefix(f"{index} ")  # «0 rock», as Teachable Machine writes it
+            for word in {plain(self.synsets[index]), name, bare}:
+                found.setdefault(word, []).append(index)
+        return found
 
     def called(self, word):
         """`index` of what is a name first: a folder `10` may well be the third of the classes."""
@@ -680,9 +663,7 @@ def plain(name):
 
 
 def read_classes(labels="", count=1000):
-    """The ClassNames of ImageNet; of a file, a line a class; of a folder, a sub-folder a class.
-
-    Without labels, of another count than 1000: `class 0` and so on. UserError: another number."""
+    """The ClassNames of ImageNet; of a file, a line a class; of a folder, a sub-folder a class."""
     if not labels and count != 1000:
         return ClassNames([""] * count, [f"class {index}" for index in range(count)])
     if not labels:
@@ -2008,6 +1989,14 @@ def signed_grey(values, like, preprocess="none"):
     return picture[..., ::-1] if preprocess == "caffe" else picture
 
 
+def lay(cam, at, height, width):
+    """A map laid over a photograph, float32 (height, width), zero where no network saw it."""
+    seen = seen_box(at, height, width)
+    laid = np.zeros((height, width), np.float32)
+    laid[seen] = place(cam, at, height, width)[seen]
+    return laid
+
+
 def grey_photo(photo):
     """A photograph in pale grey, for where there is nothing to colour."""
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) // 2 + 64
@@ -2058,7 +2047,8 @@ class Page:
     """A matplotlib figure that is filled from above; lengths in pixels of a page of scale 1."""
 
     def __init__(self, width, scale):
-        self.width, self.scale = width, scale
+        self.width = width
+        self.scale = scale
         self.texts = []
         self.images = []
 
@@ -2092,8 +2082,8 @@ def make_page(rows, heading, note, bars=(), scale=1):
     """A page as a matplotlib figure: heading, note, colour bars, rows of Tiles."""
     widths = column_widths(rows, scale)
     page = Page(max(2 * MARGIN - GAP + sum(widths) + GAP * len(widths), 700), scale)
-    for place, bar in enumerate(bars, 1):
-        x = page.width - MARGIN - 180 * place + 20
+    for number, bar in enumerate(bars, 1):
+        x = page.width - MARGIN - 180 * number + 20
         colours = colorize(np.linspace(0, 1, 160 * scale)[None], bar.colormap)
         y = page.paste(x, MARGIN, np.repeat(colours, 12 * scale, axis=0))
         page.write(x, y, f"0 … {bar.end}", 160)
@@ -2111,8 +2101,8 @@ def make_page(rows, heading, note, bars=(), scale=1):
 def column_widths(rows, scale):
     """Pixels of each column of a page."""
     widths = []
-    for column in range(max(map(len, rows))):
-        pictures = [row[column].picture.shape[1] / scale for row in rows if column < len(row)]
+    for column in itertools.zip_longest(*rows):
+        pictures = [tile.picture.shape[1] / scale for tile in column if tile]
         widths.append(max(100, *map(round, pictures)))
     return widths
 
@@ -2120,11 +2110,10 @@ def column_widths(rows, scale):
 def check_height(options, rows, tile_height):
     """UserError for a page of so many rows that is too high for a JPEG, before it is computed."""
     height = options.scale * 120 + rows * (tile_height + options.scale * 60)  # three lines each
-    if options.format == "jpg" and height > MAX_JPEG:
-        limit = f"a JPEG ends at {MAX_JPEG:,} pixels, the page would have {height:,}"
-        raise UserError(
-            f"{limit}: draw fewer kernels, or give --format png, which has no such limit"
-        )
+    if options.format == "jpg" and height > 65535:
+        page = f"a JPEG ends at 65,535 pixels, the page would have {height:,}"
+        how = "draw fewer kernels, or give --format png, which has no such limit"
+        raise UserError(f"{page}: {how}")
 
 
 # --- results ---
@@ -2157,11 +2146,6 @@ class Result:
         resolved = "\n".join(str(path.resolve()) for path in self.paths)
         return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
 
-    @property
-    def kind(self):
-        """The ending of its files."""
-        return "csv" if self.figure == "table" else self.options.format
-
     def digest(self):
         """By which it is known whether files or settings have changed."""
         named = [self.options.labels, getattr(self.options, "boxes", "")]
@@ -2170,10 +2154,10 @@ class Result:
         text = json.dumps([self.settings(), stamps], default=str)
         return hashlib.sha1(text.encode()).hexdigest()
 
-    def about(self, count):
-        """The text that a picture carries. count: how many files the figure has."""
-        settings = {**self.settings(), "files": count, "digest": self.digest()}
-        return json.dumps(settings, default=str)
+    @property
+    def ending(self):
+        """Of its files."""
+        return "csv" if self.figure == "table" else self.options.format
 
     def is_drawn(self):
         """Whether it is to be left out, since all of it is there, drawn with the same settings."""
@@ -2182,7 +2166,7 @@ class Result:
         name = glob.escape(f"{self.stem}_") + "*" + glob.escape(f"{self.network}_{self.figure}")
         digest = self.digest().encode()
         wanted, there = 1, 0
-        for path in self.options.output.glob(f"{name}*.{self.kind}"):
+        for path in self.options.output.glob(f"{name}*.{self.ending}"):
             carried = path.read_bytes()
             if digest in carried:
                 there += 1
@@ -2192,55 +2176,36 @@ class Result:
 
     def path(self, ending, suffix=""):
         """Where it lands: beside a figure of the same name that is of other photographs."""
-        stem = self.stem
-        for number in range(2, 1000):
+        ours = self.album_digest().encode()
+        for number in itertools.count(1):
+            stem = self.stem if number == 1 else f"{self.stem}_{number}"
             name = f"{stem}_{self.network}_{self.figure}{suffix}"
-            picture = self.options.output / f"{name}.{self.kind}"
-            ours = self.album_digest().encode()
+            picture = self.options.output / f"{name}.{self.ending}"
             if len(self.paths) == 1 or not picture.exists() or ours in picture.read_bytes():
-                break
-            stem = f"{self.stem}_{number}"
-        return self.options.output / f"{name}.{ending}"
+                return picture.with_name(f"{name}.{ending}")
 
     def write(self, page, arrays, suffix="", count=1):
-        """Write a page, a matplotlib figure or the pixels of a picture, after its arrays."""
-        kind, about = self.options.format, self.about(count)
+        """Write a page, a matplotlib figure or the pixels of a picture, after its arrays.
+
+        count: how many files the figure has."""
         if self.options.arrays:
             write_whole(self.path("npz", suffix), lambda file: np.savez(file, **arrays))
-        if isinstance(page, Figure):
-            how = {"pil_kwargs": {"quality": 92, "comment": about}} if kind == "jpg" else {}
-            if kind != "jpg":
-                how = {"metadata": {"Subject": about}}
-            write_whole(
-                self.path(kind, suffix), lambda file: page.savefig(file, format=kind, **how)
-            )
-        else:
-            write_whole(self.path(kind, suffix), lambda file: save_pixels(file, page, kind, about))
+        settings = {**self.settings(), "files": count, "digest": self.digest()}
+        about = json.dumps(settings, default=str)
+        save = page.savefig if isinstance(page, Figure) else functools.partial(imsave, arr=page)
+        how = {"format": self.ending, "metadata": {"Subject": about}}
+        if self.ending == "jpg":
+            how = {"format": "jpg", "pil_kwargs": {"quality": 92, "comment": about}}
+        write_whole(self.path(self.ending, suffix), lambda file: save(file, **how))
 
-
-def save_pixels(file, pixels, kind, about):
-    """Write pixels, uint8 (H, W, 3), as jpg, png or pdf that carries a text."""
-    picture = Image.fromarray(pixels)
-    if kind == "jpg":
-        picture.save(file, "JPEG", quality=92, comment=about)
-    elif kind == "png":
-        text = PngInfo()
-        text.add_text("Subject", about)
-        picture.save(file, "PNG", pnginfo=text)
-    else:
-        picture.save(file, "PDF", subject=about.encode(), resolution=100)  # text would be UTF-16
-
-
-def is_result(path):
-    """Whether a picture is one of our own, by its name and by what it carries."""
-    if not RESULT_NAME.search(path.name):
-        return False
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            carried = image.info.get("comment") or image.info.get("Subject") or ""
-    except (OSError, ValueError, SyntaxError):
-        return False
-    return '"photographs": [' in str(carried)
+    def draw(self, label, rows, note, arrays, bars=None, **files):
+        """Write a page. label: of the network; rows: lists of Tiles; bars: Bars, by default that
+        of heat maps; files: suffix and count of `write`."""
+        options, figure = self.options, self.figure.replace("_", " ")
+        method = f" · {options.method}" if "method" in options and figure != "kernels" else ""
+        heading = f"{label} · {figure}{method} · weights: {options.weights.title}"
+        bars = [Bar(options.colormap, "max")] if bars is None else bars
+        self.write(make_page(rows, heading, note, bars, options.scale), arrays, **files)
 
 
 def write_whole(path, fill):
@@ -2258,6 +2223,18 @@ def write_whole(path, fill):
     os.write(1, os.fsencode(path) + b"\n")  # at once: whoever has read enough may close the pipe
 
 
+def album_result(options, network, album, figure):
+    """Where a figure over all photographs lands."""
+    return Result(options, figure, network.name, tuple(album.paths), album.name)
+
+
+def save_page(options, network, album, figure, rows, note, arrays, bars=None, **files):
+    """Write a page over all photographs, see `Result.draw`."""
+    arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
+    result = album_result(options, network, album, figure)
+    result.draw(network.about or network.label, rows, note, arrays, bars, **files)
+
+
 def progress(count):
     """A function to be called once for each of so many steps: shows how long it will take."""
     if count < 2 or not sys.stderr.isatty():
@@ -2267,7 +2244,7 @@ def progress(count):
 
 
 def photographs(options, album, targets):
-    """Each readable Photo of which targets, (figure, network), are left to be drawn, and those."""
+    """Each readable Photo, and those of targets, (figure, network), that are left to be drawn."""
     drawn, there = 0, 0
     advance = progress(len(album.paths))
     together = [target for target in targets if is_of_all(options, album, target[0])]
@@ -2291,8 +2268,9 @@ def photographs(options, album, targets):
 
 def is_of_all(options, album, figure):
     """Whether a figure needs every photograph of the run."""
-    judged = figure == "boxes" and options.boxes and len(album.paths) > 1
-    return bool(judged) or figure in ("failures", "table")
+    if figure == "boxes":
+        return bool(options.boxes) and len(album.paths) > 1
+    return figure in ("failures", "table")
 
 
 def is_complete(options, album, target):
@@ -2315,16 +2293,15 @@ class Explanation:
 
     def keep(self, logits):
         """Keep logits, float32 (n_classes,), and which classes were asked for."""
-        label = self.network.label
+        network = self.network
         if not np.isfinite(logits).all():
-            raise UserError(
-                f"{label} answers with numbers that are not finite: are its weights whole?"
-            )
-        if self.network.kind != "number" and self.network.probabilities(logits).max() > 0.999999:
-            how = self.network.preprocess
-            say(f"{label} has no doubt (p > 0.999999): is --preprocess {how} right?")
+            wrong = "answers with numbers that are not finite: are its weights whole?"
+            raise UserError(f"{network.label} {wrong}")
+        if network.kind != "number" and network.probabilities(logits).max() > 0.999999:
+            doubt = f"has no doubt (p > 0.999999): is --preprocess {network.preprocess} right?"
+            say(f"{network.label} {doubt}")
         self.logits = logits
-        self.classes = self.network.selection.among(logits)
+        self.classes = network.selection.among(logits)
 
     def wanted(self):
         """A Selection of the classes whose maps figures of one layer draw."""
@@ -2350,14 +2327,9 @@ class Explanation:
         return tiled(self.x.shape[1:3], *cells, self.options.fit)
 
     def laid(self, cam):
-        """A map of the layer that figures of one layer draw, laid over the photograph, float32 (H,
-        W), zero where the network did not see it."""
-        shape = self.photo.pixels.shape[:2]
+        """A map of the layer that figures of one layer draw, laid over the photograph: `lay`."""
         at = self.at(self.network.layer, cam.shape)
-        heat = np.zeros(shape, np.float32)
-        seen = seen_box(at, *shape)
-        heat[seen] = place(cam, at, *shape)[seen]
-        return heat
+        return lay(cam, at, *self.photo.pixels.shape[:2])
 
     def at_input(self, layer, cells):
         """The same over the network's input itself."""
@@ -2367,17 +2339,15 @@ class Explanation:
         """A signed map laid over the network's input, float32 (H, W)."""
         return place(cam, self.at_input(layer, cam.shape), *self.x.shape[1:3])
 
-    def heat(self, photo, cam, layer, title, **how):
+    def heat(self, photo, cam, layer, title, word="max", lack="no positive evidence", **how):
         """The Tile of a map over a photograph, with its maximum; in grey where none is positive.
 
-        how: word, before the maximum; lack, in its stead; colormap; scale, what is 1."""
+        word: before the maximum; lack: in its stead; how: colormap and scale of `overlay`."""
         if not cam.max() > 0:
-            lack = how.get("lack", "no positive evidence")
             return Tile(grey_photo(photo), f"{title}\n{lack}")
-        colormap = how.get("colormap", self.options.colormap)
-        at = self.at(layer, cam.shape)
-        picture = overlay(photo, cam, at, colormap, scale=how.get("scale"))
-        return Tile(picture, f"{title}\n{how.get('word', 'max')} {cam.max():.3g}")
+        how = {"colormap": self.options.colormap, **how}
+        picture = overlay(photo, cam, self.at(layer, cam.shape), **how)
+        return Tile(picture, f"{title}\n{word} {cam.max():.3g}")
 
     def predict(self, batch):
         """Probabilities, float32 (N, n_classes), of inputs (N, H, W, channels)."""
@@ -2395,13 +2365,10 @@ class Explanation:
         """A projection as a picture that lies where the photograph lies, by --fit."""
         if self.options.fit == "squeeze":
             return self.grey(values, photo)
-        size = self.x.shape[1:3]
+        size, shape = self.x.shape[1:3], photo.shape[:2]
         at = tiled(size, *size, self.options.fit)
-        laid = [place(channel, at, *photo.shape[:2]) for channel in np.moveaxis(values, -1, 0)]
-        rows, columns = seen_box(at, *photo.shape[:2])
-        seen = np.zeros((*photo.shape[:2], 1), np.float32)
-        seen[rows, columns] = 1
-        return dim(self.grey(np.stack(laid, axis=-1) * seen, photo), at)
+        channels = [lay(channel, at, *shape) for channel in np.moveaxis(values, -1, 0)]
+        return dim(self.grey(np.stack(channels, axis=-1), photo), at)
 
     def result(self, figure):
         """Where a figure of it lands."""
@@ -2419,45 +2386,18 @@ class Explanation:
         return {f"{self.network.name}/{key}": array for key, array in arrays.items()}
 
     def save(self, figure, rows, note, arrays, bars=None):
-        """Write a page of this photograph. rows: lists of Tiles; bars: Bars."""
-        options = self.options
-        bars = [Bar(options.colormap, "max")] if bars is None else bars
-        heading = page_heading(options, self.network.about or self.network.label, figure)
-        page = make_page(rows, heading, f"{self.photo.path.name} · {note}", bars, options.scale)
-        self.result(figure).write(page, self.arrays(arrays))
+        """Write a page of this photograph, see `Result.draw`."""
+        label = self.network.about or self.network.label
+        note = f"{self.photo.path.name} · {note}"
+        self.result(figure).draw(label, rows, note, self.arrays(arrays), bars)
 
     def save_joint(self, figure, rows, note, arrays, views):
-        """Write a page over several networks; arrays bear their names."""
-        if len(views) == 1:
-            return self.save(figure, rows, note, arrays)
-        options = self.options
-        joint = Result(options, figure, "vgg", (self.photo.path,), self.photo.stem)
-        heading = page_heading(options, "VGG", figure)
-        bars = [Bar(options.colormap, "max")]
-        page = make_page(rows, heading, f"{self.photo.path.name} · {note}", bars, options.scale)
-        joint.write(page, arrays)
-
-
-def album_result(options, network, album, figure):
-    """Where a figure over all photographs lands."""
-    return Result(options, figure, network.name, tuple(album.paths), album.name)
-
-
-def save_page(options, network, album, figure, rows, note, arrays, bars=None, **files):
-    """Write a page over all photographs. files: suffix, count of Result.write."""
-    heading = page_heading(options, network.about or network.label, figure)
-    coloured = figure != "top9"
-    usual = [Bar(options.colormap, "max")] if coloured else []
-    bars = usual if bars is None else bars
-    page = make_page(rows, heading, note, bars, options.scale)
-    arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
-    album_result(options, network, album, figure).write(page, arrays, **files)
-
-
-def page_heading(options, label, figure):
-    """The first line of a page."""
-    method = f" · {options.method}" if "method" in options and figure != "kernels" else ""
-    return f"{label} · {figure.replace('_', ' ')}{method} · weights: {options.weights.title}"
+        """The same over one or several networks; arrays bear their names."""
+        label = self.network.about or self.network.label
+        result = self.result(figure)
+        if len(views) > 1:
+            label, result = "VGG", replace(result, network="vgg")
+        result.draw(label, rows, f"{self.photo.path.name} · {note}", arrays)
 
 
 # --- Trust: deletion and insertion, rank correlation, occlusion ---
