@@ -539,7 +539,7 @@ def main():
     album = utils.open_album(options, IMAGES)
     networks = open_networks(options)
     if options.list_layers:
-        return utils.print_layers(networks[0])
+        return utils.print_layers(options, networks[0])
     for network in networks:
         single = [figure for figure in options.figures if figure not in OVER_ALL]
         targets = [(figure, network.name) for figure in single]

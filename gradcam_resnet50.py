@@ -359,7 +359,7 @@ def main():
     album = utils.open_album(options, IMAGES)
     network = utils.open_weights(options, RECIPE, album.folders)
     if options.list_layers:
-        return utils.print_layers(network)
+        return utils.print_layers(options, network)
     folder = utils.Folder(options, network, album)
     targets = [(figure, network.name) for figure in folder.figures]
     for photo, left in utils.photographs(options, album, targets):

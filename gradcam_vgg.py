@@ -400,7 +400,7 @@ def main():
         for name in utils.vgg_models(options)
     ]
     if options.list_layers:
-        return utils.print_layers(networks[0])
+        return utils.print_layers(options, networks[0])
     names = [network.name for network in networks]
     folders = [utils.Folder(options, network, album) for network in networks]
     targets = []

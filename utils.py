@@ -146,6 +146,12 @@ class Selection:
     top: int = 0
     place: int = 0
 
+    def __str__(self):
+        words = list(map(str, self.indices))
+        if self.top:
+            words.insert(self.place, f"top{self.top}")
+        return ",".join(words)
+
     def first(self):
         """The first of what was asked for."""
         if self.indices and (self.place or not self.top):
@@ -374,6 +380,7 @@ class Album:
     paths: list
     stems: dict  # {path: what its results are called}
     name: str  # what the results of all are called
+    given: tuple  # the words for them, as paths
     places: dict  # {path: the sub-folder of a folder given that it lies in}
     folders: list  # every sub-folder of the folders given, sorted
     unreadable: dict = field(default_factory=dict)  # {path: why}
@@ -414,7 +421,7 @@ def open_album(options, images):
     elif len(paths) > 1:
         name = f"{name}_and_{len(paths) - 1}_more"
     folders = sorted({folder for root in roots for folder in sub_folders(root)})
-    return Album(paths, stems, name, place_photos(roots, paths), folders)
+    return Album(paths, stems, name, tuple(map(Path, given)), place_photos(roots, paths), folders)
 
 
 def place_photos(roots, paths):
@@ -521,7 +528,7 @@ def upright_rgb(image):
     """The pixels of an open Pillow image, uint8 (H, W, 3)."""
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 bits, or real numbers
-        image = Image.fromarray(to_8_bits(np.asarray(image, np.float32)))
+        image = Image.fromarray(to_8_bits(np.asarray(image, np.float32), image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -2128,10 +2135,11 @@ class Result:
     network: str  # its name, in the file's
     paths: tuple
     stem: str
+    given: tuple = ()  # the words for several photographs, of which a folder may gain some
 
     def settings(self):
         """What it is drawn with, for its metadata: names, never folders."""
-        options = vars(self.options)
+        options = {key.rstrip("_"): value for key, value in vars(self.options).items()}
         chosen = {key: value for key, value in options.items() if key.upper() in READERS}
         chosen |= {"weights": self.options.weights.title, "arrays": self.options.arrays}
         for key in ("labels", "boxes", "import"):
@@ -2143,7 +2151,7 @@ class Result:
 
     def album_digest(self):
         """By which it is known whether other photographs were meant."""
-        resolved = "\n".join(str(path.resolve()) for path in self.paths)
+        resolved = "\n".join(str(path.resolve()) for path in self.given or self.paths)
         return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
 
     def digest(self):
@@ -2225,7 +2233,7 @@ def write_whole(path, fill):
 
 def album_result(options, network, album, figure):
     """Where a figure over all photographs lands."""
-    return Result(options, figure, network.name, tuple(album.paths), album.name)
+    return Result(options, figure, network.name, tuple(album.paths), album.name, album.given)
 
 
 def save_page(options, network, album, figure, rows, note, arrays, bars=None, **files):

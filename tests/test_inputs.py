@@ -293,7 +293,7 @@ WRONG = {  # words behind a script, and what the line must hold: the wrong word,
     "gradcam_vgg --models vgg61": "vgg61 vgg16",
     "gradcam_vgg --mode max": "--mode",
     "deconvnet_vgg --mode maximum": "maximum max",
-    "deconvnet_vgg --mode max,all": "max,all one",
+    "deconvnet_vgg --mode max,all": "max,all did you mean",
     "gradcam_vgg --colormap viridsi": "viridsi viridis",
     "gradcam_vgg --fit stretch": "stretch squeeze",
     "gradcam_vgg --scale 0": "'0' 1",
@@ -458,7 +458,7 @@ def test_what_check_height_allows_is_no_higher_than_a_jpeg_may_be(read):
             utils.check_height(options, rows, 100)
     tile = utils.Tile(np.full((100, 50, 3), 128, np.uint8), "kernel 1\nmax 1.00")
     page = utils.make_page([[tile]] * (rows - 1), "heading", "a note " * 40)
-    assert 0.8 * utils.MAX_JPEG < page.bbox.height <= utils.MAX_JPEG
+    assert 0.8 * 65535 < page.bbox.height <= 65535
     utils.check_height(read(DECONV, "photo.png", "--format", "png"), rows, 100)
 
 
