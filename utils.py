@@ -2459,7 +2459,7 @@ def page_heading(options, label, figure):
 
 
 class Trial(NamedTuple):
-    """Deletion or insertion, by its name. curves: probabilities of a class, (1 + count, 11), while
+    """Deletion or insertion, by its name. curves: probabilities of a class, (11, 11), while
     0, 10 … 100 % of the pixels are exchanged: in the order of a map, then in random orders."""
 
     name: str
@@ -2484,31 +2484,31 @@ class Trial(NamedTuple):
         return f"{self.name}: area {area:.4g}\n{verdict}"
 
 
-def deletion_and_insertion(x, heats, grey, probabilities_of, count=10):
+def deletion_and_insertion(x, heats, grey, probabilities_of):
     """Petsiuk et al. 2018, arXiv 1806.07421, section 4: in steps of 10 % of the pixels, the warmest
     first, the photograph gives way to grey (deletion), or a blurred copy to the photograph
-    (insertion); after the maps in `count` random orders of 7 × 7 patches.
+    (insertion); after the maps in ten random orders of 7 × 7 patches.
 
     x: float32 (1, H, W, C), as the network is fed; grey: (C,) or (H, W, C), likewise. heats: {class
     index: map (H, W)}. probabilities_of(batch (N, H, W, C)) gives (N, n_classes).
     Returns {class index: [Trial of deletion, Trial of insertion]}.
     """
     photo = x[0]
-    ranks = exchange_ranks(list(heats.values()), photo.shape[:2], count)
+    ranks = exchange_ranks(heats.values(), photo.shape[:2])
     gone = np.linspace(0, ranks[0].size, 11).round()[:, None, None, None]
     blurred = cv2.GaussianBlur(photo, (11, 11), 5).reshape(photo.shape)
     trials = {index: [] for index in heats}
     for name, start, end in (("deletion", photo, grey), ("insertion", blurred, photo)):
         curves = [probabilities_of(np.where(rank < gone, end, start)) for rank in ranks]
         for index, curve in zip(heats, curves, strict=False):
-            compared = np.stack([curve, *curves[len(heats) :]])
-            trials[index].append(Trial(name, compared[..., index]))
+            both = np.stack([curve, *curves[len(heats) :]])[..., index]
+            trials[index].append(Trial(name, both))
     return trials
 
 
-def exchange_ranks(heats, shape, count):
-    """When each pixel goes, (H, W, 1): a map's warmest first; then in `count` random orders."""
-    noise = np.random.default_rng(0).random((count + 1, 7, 7))
+def exchange_ranks(heats, shape):
+    """When each pixel goes, (H, W, 1): a map's warmest first; then in ten random orders."""
+    noise = np.random.default_rng(0).random((11, 7, 7))
     laid = [cv2.resize(each, shape[::-1], interpolation=cv2.INTER_NEAREST) for each in noise]
     ties, *chance = laid  # equally warm pixels leave in random patches, too
     orders = [np.lexsort((ties.ravel(), -heat.ravel())) for heat in [*heats, *chance]]
@@ -2560,13 +2560,7 @@ def occlude(x, grey, evaluate, patch=25, stride=7):
     Returns the squares, (slice of y, slice of x), row by row, and for each array of `evaluate` one
     of shape (rows, columns, …).
     """
-    shorter = min(x.shape[1:3])
-    side, step = (max(round(shorter * percent / 100), 1) for percent in (patch, stride))
-    lanes = []
-    for length in x.shape[1:3]:
-        starts = range(step // 2 - side // 2, length - side // 2, step)
-        lanes.append([slice(max(start, 0), start + side) for start in starts])
-    downs, acrosses = lanes
+    downs, acrosses = (hiding_slices(x.shape[1:3], axis, patch, stride) for axis in (0, 1))
     answers = []
     for down in downs:
         batch = np.repeat(x, len(acrosses), axis=0)
@@ -2575,6 +2569,13 @@ def occlude(x, grey, evaluate, patch=25, stride=7):
         answers.append(evaluate(batch))
     values = [np.stack(rows) for rows in zip(*answers, strict=True)]
     return list(itertools.product(downs, acrosses)), values
+
+
+def hiding_slices(shape, axis, patch, stride):
+    """What squares hide along one axis of (H, W), cut off at the borders."""
+    side, step = (max(round(min(shape) * percent / 100), 1) for percent in (patch, stride))
+    starts = range(step // 2 - side // 2, shape[axis] - side // 2, step)
+    return [slice(max(start, 0), start + side) for start in starts]
 
 
 class Evidence(NamedTuple):
@@ -2617,7 +2618,7 @@ def put_to_test(view, cams):
     return found
 
 
-# --- Kernels: which are drawn, and what is cut out of their projections ---
+# --- Kernels: which are drawn, and the photographs that excite them ---
 
 
 def inner_responses(maps, inside):
@@ -2643,37 +2644,6 @@ def diverse_kernels(maps, inside, count=9, limit=0.8):
             chosen.append(kernel)
     rest = [kernel for kernel in varied if kernel not in chosen]
     return (chosen + rest)[:count]
-
-
-def patches(projections, share=0.95):
-    """Squares of one size that hold a share of the absolute values of projections of strongest
-    positions, (N, H, W, C), around their medians along y and x: N tuples (slice, slice)."""
-    masses = np.abs(projections).sum(axis=-1, dtype=np.float64)
-    medians, size = [], 1
-    for mass in masses:
-        sums = [np.cumsum(mass.sum(axis=other)) for other in (1, 0)]
-        median = [int(np.searchsorted(along, along[-1] / 2)) for along in sums]
-        medians.append(median)
-        while mass[square_around(median, size, mass.shape)].sum() < share * mass.sum():
-            size += 1
-    return [square_around(median, size, masses.shape[1:]) for median in medians]
-
-
-def square_around(centre, size, shape):
-    """Slices of a square, moved inside a picture (H, W); a side that is too long is cut."""
-    sides = np.minimum(size, shape)
-    starts = np.clip(centre - sides // 2, 0, shape - sides)
-    return tuple(slice(*ends) for ends in zip(starts, starts + sides, strict=True))
-
-
-def mosaic(pictures, columns=3):
-    """Pictures of one size, uint8 (h, w, 3), side by side with white lines in between."""
-    framed = [np.pad(each, ((1, 1), (1, 1), (0, 0)), constant_values=255) for each in pictures]
-    framed += [np.full_like(framed[0], 255)] * (-len(framed) % columns)
-    return np.vstack([np.hstack(row) for row in in_rows(framed, columns)])
-
-
-# --- the scan of a folder ---
 
 
 def left_over_all(options, album, network, figures):
@@ -2751,17 +2721,7 @@ def read_ahead(album, prepare, size=8):
                 yield batch
 
 
-# --- tiles of kernels and of what squares hide ---
-
-
-def tiles_of_one_height(views, times):
-    """The photographs of Explanations as tiles of a page that has each so many times in a row."""
-    photos = [view.photo.pixels for view in views]
-    shapes = [photo.shape[1] / photo.shape[0] for photo in photos]  # width by height
-    height = min(max((PAGE - 100) / sum(shapes) / times, 100), 280)
-    height = int(height * views[0].options.scale)
-    sizes = [(max(round(height * shape), 1), height) for shape in shapes]
-    return [resize(photo, *size) for photo, size in zip(photos, sizes, strict=True)]
+# --- Projections, and tiles of them and of what squares hide ---
 
 
 class Way(NamedTuple):
@@ -2786,11 +2746,26 @@ class Projected:
     cut: tuple = ()  # slices of y and x
 
 
-def cut_patches(found, way):
-    """Cut patches of one size, for a figure, by the projections in a Way of mode max."""
-    cuts = patches(np.stack([each.values[way] for each in found]))
-    for each, cut in zip(found, cuts, strict=True):
-        each.cut = cut
+def cut_patches(found, way, share=0.95):
+    """Cut patches of one size, for a figure: squares around the medians along y and x of Projected
+    strongest positions, which hold a share of the absolute values. way: of mode max."""
+    masses = [np.abs(each.values[way]).sum(axis=-1, dtype=np.float64) for each in found]
+    medians, size = [], 1
+    for mass in masses:
+        sums = [np.cumsum(mass.sum(axis=other)) for other in (1, 0)]
+        median = [int(np.searchsorted(along, along[-1] / 2)) for along in sums]
+        medians.append(median)
+        while mass[square_around(median, size, mass.shape)].sum() < share * mass.sum():
+            size += 1
+    for each, median in zip(found, medians, strict=True):
+        each.cut = square_around(median, size, masses[0].shape)
+
+
+def square_around(centre, size, shape):
+    """Slices of a square, moved inside a picture (H, W); a side that is too long is cut."""
+    sides = np.minimum(size, shape)
+    starts = np.clip(centre - sides // 2, 0, shape - sides)
+    return tuple(slice(*ends) for ends in zip(starts, starts + sides, strict=True))
 
 
 def patch_side(photo, scale):
@@ -2809,6 +2784,23 @@ def projection_arrays(options, layer, found, several=False):
             words += [each.stem] if several else []
             arrays["/".join(words)] = values
     return arrays
+
+
+def tiles_of_one_height(views, times):
+    """The photographs of Explanations as tiles of a page that has each so many times in a row."""
+    photos = [view.photo.pixels for view in views]
+    shapes = [photo.shape[1] / photo.shape[0] for photo in photos]  # width by height
+    height = min(max((PAGE - 100) / sum(shapes) / times, 100), 280)
+    height = int(height * views[0].options.scale)
+    sizes = [(max(round(height * shape), 1), height) for shape in shapes]
+    return [resize(photo, *size) for photo, size in zip(photos, sizes, strict=True)]
+
+
+def mosaic(pictures, columns=3):
+    """Pictures of one size, uint8 (h, w, 3), side by side with white lines in between."""
+    framed = [np.pad(each, ((1, 1), (1, 1), (0, 0)), constant_values=255) for each in pictures]
+    framed += [np.full_like(framed[0], 255)] * (-len(framed) % columns)
+    return np.vstack([np.hstack(row) for row in in_rows(framed, columns)])
 
 
 def mosaic_layout(options, count):
@@ -2974,18 +2966,16 @@ def true_boxes(options, classes, album):
     """{resolved path of a photograph: {class index: [Box, …]}} of --boxes, if boxes are drawn."""
     if not options.boxes or "boxes" not in options.figures:
         return {}
-    wanted = {path.resolve() for path in album.paths}
-    found = {}
+    read, found = read_boxes(options.boxes), {}
     try:
-        for path, boxes in read_boxes(options.boxes).items():
-            if path in wanted:
-                found[path] = {}
-                for word, of_class in boxes.items():
-                    found[path].setdefault(classes.called(word), []).extend(of_class)
+        for path in dict.fromkeys(map(Path.resolve, album.paths)):
+            for word, boxes in read.get(path, {}).items():
+                of_photo = found.setdefault(path, {})
+                of_photo.setdefault(classes.called(word), []).extend(boxes)
+        if not found:
+            raise UserError("none of the photographs has a box there")
     except UserError as error:
         raise UserError(f"--boxes {options.boxes}: {error}") from error
-    if not found:
-        raise UserError(f"--boxes {options.boxes}: none of the photographs has a box there")
     return found
 
 
@@ -3035,17 +3025,22 @@ def box_tile(view, photo, index, heat, box, truths):
     hot = cv2.resize(hot, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     outlines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, (255, 255, 255), scale)
-    marks = [(true, (0, 200, 70)) for true in truths]
-    marks += [(box, (255, 30, 30))] if box else []
-    factors = np.tile(np.divide(photo.shape[1::-1], heat.shape[::-1]), 2)
-    for marked, colour in marks:
-        x0, y0, x1, y1 = np.rint(marked * factors).astype(int).tolist()
-        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, 2 * scale)
-    title = f"{view.class_title(index)}\n"
-    title += f"box {tuple(box)}" if box else "no positive evidence"
-    if box and truths:
+    for true in truths:
+        mark(picture, true, heat.shape, (0, 200, 70), 2 * scale)
+    if not box:
+        return Tile(picture, f"{view.class_title(index)}\nno positive evidence")
+    mark(picture, box, heat.shape, (255, 30, 30), 2 * scale)
+    title = f"{view.class_title(index)}\nbox {tuple(box)}"
+    if truths:
         title += f"\nIoU {max(map(box.iou, truths)):.2f}"
     return Tile(picture, title)
+
+
+def mark(picture, box, shape, colour, width):
+    """Draw the Box of a photograph (H, W) on a picture of it, of any size."""
+    factors = np.tile(np.divide(picture.shape[1::-1], shape[::-1]), 2)
+    x0, y0, x1, y1 = np.rint(box * factors).astype(int).tolist()
+    cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, width)
 
 
 def score_box(box, point, heat, truths):
@@ -3344,9 +3339,8 @@ def add_failure(view):
         p = float(view.network.probabilities(view.logits)[predicted])
         both = np.stack([cam, maps[true]])
         failure = Failure(p, view.photo.path, predicted, true, view.logits, both)
-        folder.wrong.append(failure)
-        folder.wrong.sort(key=lambda each: -each.p)
-        del folder.wrong[ROWS * view.options.pages :]
+        ranked = sorted([*folder.wrong, failure], key=lambda each: -each.p)
+        folder.wrong = ranked[: ROWS * view.options.pages]
 
 
 def failure_row(view, failure):
