@@ -2637,7 +2637,7 @@ def diverse_kernels(maps, inside, count=9, limit=0.8):
     if not varied:
         return ranked[:count]
     with np.errstate(invalid="ignore"):  # of kernels that do not vary
-        alike = np.corrcoef(flat)
+        alike = np.atleast_2d(np.corrcoef(flat))
     chosen = []
     for kernel in varied:
         if len(chosen) < count and (alike[kernel, chosen] < limit).all():
@@ -2715,7 +2715,8 @@ def read_ahead(album, prepare, size=8):
             ahead = [pool.submit(read, number) for number in some]
             batch = []
             for done in ready:
-                batch += filter(None, [done.result()])
+                found = done.result()
+                batch += [found] if found else []
                 advance()
             if batch:
                 yield batch
@@ -2747,8 +2748,8 @@ class Projected:
 
 
 def cut_patches(found, way, share=0.95):
-    """Cut patches of one size, for a figure: squares around the medians along y and x of Projected
-    strongest positions, which hold a share of the absolute values. way: of mode max."""
+    """Cut squares of one size, around the medians of Projected strongest positions, which hold a
+    share of the absolute values. way: of mode max."""
     masses = [np.abs(each.values[way]).sum(axis=-1, dtype=np.float64) for each in found]
     medians, size = [], 1
     for mass in masses:
@@ -2845,9 +2846,8 @@ class Fall(NamedTuple):
 
 
 def hide_parts(view, layer, kernel):
-    """Where a grey square hides a part (Zeiler and Fergus, figure 7): the Fall of the probability
-    of the first class asked for, that of the sum of a kernel's map, and the most probable classes,
-    int (rows, columns)."""
+    """Where a grey square hides a part: the Fall of the first class's probability, that of the sum
+    of a kernel's map, and the most probable classes, int (rows, columns)."""
     network, options = view.network, view.options
     outputs = [network.model.outputs[0], get_operation(network.model, layer).output]
     model = keras.Model(network.model.inputs[0], outputs)
@@ -2876,9 +2876,7 @@ COLOURS = {  # of the most frequent classes; grey of all the rest
 
 
 def winners_tile(winners, photo, at, names):
-    """The Tile of the most probable classes, int (rows, columns), in colours over a photograph.
-
-    at: their Geometry, as `tiled` gives it. names: ClassNames."""
+    """The Tile of the most probable classes, int (rows, columns), in colours over a photograph."""
     frequent = Counter(sorted(winners.ravel().tolist())).most_common(len(COLOURS))
     colours = {index: colour for (index, _), colour in zip(frequent, COLOURS, strict=False)}
     painted = np.full((*winners.shape, 3), 128, np.uint8)
@@ -2891,8 +2889,7 @@ def winners_tile(winners, photo, at, names):
 
 
 def nearest_cells(cells, size, at):
-    """The cell nearest to each pixel of a photograph, (H, W), as np.ix_ gives it; the cells, (rows,
-    columns), share the network's input evenly."""
+    """The cell, of (rows, columns), nearest to each pixel of a photograph (H, W), for indexing."""
     start, length = fitted(size, at.size, at.fit)
     nearest = []
     for axis, count in enumerate(cells):
@@ -3295,8 +3292,8 @@ class Folder:
         warn(f"{label}: right of {count} photographs with --preprocess {tried}")
 
     def try_preprocessings(self):
-        """How many photographs, and {name of --preprocess: share that is right}, of the first fifty
-        of those with known answers, the classes taking turns."""
+        """How many photographs, fifty at most, the classes taking turns, and {--preprocess: share
+        that is right}."""
         turns, met = {}, Counter()
         for path, true in self.truths.items():
             turns[path] = met[true]

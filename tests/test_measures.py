@@ -107,6 +107,7 @@ def test_kernels_are_ranked_by_what_they_answer_inside():
     assert utils.inner_responses(maps, inside).tolist() == [0, 1, 2]
     assert utils.inner_responses(np.stack([maps, 2 * maps]), inside).tolist()[1] == [0, 2, 4]
     assert utils.diverse_kernels(maps, inside, 2) == [2, 1]
+    assert utils.diverse_kernels(maps[..., :1], inside) == [0]
 
 
 def test_diverse_kernels_correlate_little_and_are_filled_up():
