@@ -266,7 +266,8 @@ class Projections(utils.Explanation):
     def top_maps(self, layer):
         """What a layer gives, float32 (h, w, K), and the kernels asked for."""
         maps = self.network.maps(layer, self.x)
-        return maps, utils.top_kernels(maps, self.network.inside(layer), self.options.kernels)
+        scores = utils.inner_responses(maps, self.network.inside(layer))
+        return maps, self.options.kernels.among(scores)
 
     def project(self, layer, kernels, ways, maps=None):
         """A Projected of each kernel, with its map where maps, (h, w, K), are given."""
@@ -431,7 +432,7 @@ def save_comparison(album, views, rows, found):
 
 def draw_top9(options, network, album):
     """A folder: for each kernel the nine patches that excite it most, and their projections."""
-    layout = utils.mosaics_of(options, min(9, len(album.paths)))
+    across, side, a_row = utils.mosaic_layout(options, min(9, len(album.paths)))
     best = utils.scan(network, album)
     if not len(best.numbers):
         return
@@ -441,10 +442,10 @@ def draw_top9(options, network, album):
     utils.cut_patches(everything, Way("max", options.rules[0]))
     tiles = []
     for of_kernel in found:
-        tiles += utils.kernel_mosaics(of_kernel, best, layout, network.preprocess)
+        tiles += utils.kernel_mosaics(of_kernel, best, across, side, network.preprocess)
     arrays |= utils.projection_arrays(options, network.layer, everything, several=True)
     note = f"{network.layer} · of {len(album.paths)} files · zero is grey"
-    rows = utils.in_rows(tiles, layout.a_row)
+    rows = utils.in_rows(tiles, a_row)
     utils.save_page(options, network, album, "top9", rows, note, arrays, bars=[])
 
 
@@ -470,23 +471,23 @@ def draw_occlusion(view):
     """What a class and a kernel need: how far they fall where a grey square hides a part."""
     layer, photo, classes = view.network.layers[-1], view.tile(5), view.network.classes
     kernel = view.top_maps(layer)[1][0]
-    hidden = utils.hide_parts(view, layer, kernel)
+    probability, response, winners = utils.hide_parts(view, layer, kernel)
     way = Way("all", view.options.rules[0])
     projected = view.project(layer, [kernel], [way])[0]
-    title, words = f"kernel {kernel}", hidden.response.words()
+    title = f"kernel {kernel}"
     row = [
         Tile(photo, "photograph"),
-        view.heat(photo, hidden.probability.map(), None, f"p {hidden.probability.words()}"),
-        utils.winners_tile(hidden.winners, photo, view.at(None, hidden.winners.shape), classes),
-        view.heat(photo, hidden.response.map(), None, f"{title}: sum of its map {words}"),
+        view.heat(photo, probability.map(), None, f"p {probability.words()}"),
+        utils.winners_tile(winners, photo, view.at(None, winners.shape), classes),
+        view.heat(photo, response.map(), None, f"{title}: sum of its map {response.words()}"),
         view.whole(projected, way, photo, f"{title}, projected"),
     ]
     index = view.classes[0]
     note = f"{classes.title(index)} · {layer} · a grey square on each point; hot is what is needed"
     arrays = {
-        f"{layer}/{index}/probability": hidden.probability.hidden,
-        f"{layer}/{kernel}/response": hidden.response.hidden,
-        "most_probable": hidden.winners,
+        f"{layer}/{index}/probability": probability.hidden,
+        f"{layer}/{kernel}/response": response.hidden,
+        "most_probable": winners,
     }
     view.save("occlusion", [row], note, arrays)
 

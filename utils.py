@@ -4,7 +4,6 @@ For a notebook: `read_photo`, `network_input`, `open_network`, `overlay`. Import
 costs no TensorFlow."""
 
 import argparse
-import bisect
 import concurrent.futures
 import contextlib
 import csv
@@ -2412,15 +2411,14 @@ class Explanation:
 
 
 class Trial(NamedTuple):
-    """Deletion or insertion, by its name. curves: probabilities of a class, (1 + count, 11), while
+    """Deletion or insertion, by its name. curves: probabilities of a class, (11, 11), while
     0, 10 … 100 % of the pixels are exchanged: in the order of a map, then in random orders."""
 
     name: str
     curves: np.ndarray
 
     def areas(self):
-        """Areas under the curves by trapezoids, 0 to 1: of the map; random orders' mean, and two of
-        their sample standard deviations."""
+        """Areas below: of the map, the mean of random orders, two of their standard deviations."""
         area, *others = (self.curves[:, 1:] + self.curves[:, :-1]).mean(axis=1) / 2
         return area, np.mean(others), 2 * np.std(others, ddof=1)
 
@@ -2438,42 +2436,35 @@ class Trial(NamedTuple):
         return f"{self.name}: area {area:.4g}\n{verdict}"
 
 
-def exchange(start, end, order, probabilities_of):
-    """Probabilities (11, n_classes) while pixels of start, (H, W, C), become those of end, in an
-    order (H * W,) of their indices."""
-    rank = np.argsort(order).reshape(*start.shape[:2], 1)
-    gone = np.linspace(0, order.size, 11).round()
-    return probabilities_of(np.where(rank < gone[:, None, None, None], end, start))
-
-
-def warmest_first(heats, shape, count):
-    """Orders of the pixels of maps of a shape (H, W), then `count` random ones of 7 × 7 patches."""
-    size = shape[::-1]
-    noise = np.random.default_rng(0).random((count + 1, 7, 7))
-    ties, *chance = [cv2.resize(each, size, interpolation=cv2.INTER_NEAREST) for each in noise]
-    # Equally warm pixels leave in random patches, too.
-    return [np.lexsort((ties.ravel(), -heat.ravel())) for heat in [*heats, *chance]]
-
-
-def deletion_and_insertion(x, heats, grey, probabilities_of, count=10):
+def deletion_and_insertion(x, heats, grey, probabilities_of):
     """Petsiuk et al. 2018, arXiv 1806.07421, section 4: in steps of 10 % of the pixels, the warmest
     first, the photograph gives way to grey (deletion), or a blurred copy to the photograph
-    (insertion); after the maps in `count` random orders of 7 × 7 patches.
+    (insertion); after the maps in ten random orders of 7 × 7 patches.
 
     x: float32 (1, H, W, C), as the network is fed; grey: (C,) or (H, W, C), likewise. heats: {class
     index: map (H, W)}. probabilities_of(batch (N, H, W, C)) gives (N, n_classes).
     Returns {class index: [Trial of deletion, Trial of insertion]}.
     """
     photo = x[0]
-    orders = warmest_first(list(heats.values()), photo.shape[:2], count)
+    ranks = exchange_ranks(heats.values(), photo.shape[:2])
+    gone = np.linspace(0, ranks[0].size, 11).round()[:, None, None, None]
     blurred = cv2.GaussianBlur(photo, (11, 11), 5).reshape(photo.shape)
     trials = {index: [] for index in heats}
     for name, start, end in (("deletion", photo, grey), ("insertion", blurred, photo)):
-        curves = np.stack([exchange(start, end, order, probabilities_of) for order in orders])
-        for place, index in enumerate(heats):
-            chosen = [place, *range(len(heats), len(orders))]
-            trials[index].append(Trial(name, curves[chosen, :, index]))
+        curves = [probabilities_of(np.where(rank < gone, end, start)) for rank in ranks]
+        for index, curve in zip(heats, curves, strict=False):
+            both = np.stack([curve, *curves[len(heats) :]])[..., index]
+            trials[index].append(Trial(name, both))
     return trials
+
+
+def exchange_ranks(heats, shape):
+    """When each pixel goes, (H, W, 1): a map's warmest first; then in ten random orders."""
+    noise = np.random.default_rng(0).random((11, 7, 7))
+    laid = [cv2.resize(each, shape[::-1], interpolation=cv2.INTER_NEAREST) for each in noise]
+    ties, *chance = laid  # equally warm pixels leave in random patches, too
+    orders = [np.lexsort((ties.ravel(), -heat.ravel())) for heat in [*heats, *chance]]
+    return [np.argsort(order).reshape(*shape, 1) for order in orders]
 
 
 def curve_tile(trial, height=220, scale=1):
@@ -2501,38 +2492,25 @@ def drawn(figure):
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def shared_ranks(values):
-    """Twice the rank of each value, (size,); equal values have their mean rank."""
-    ordered = np.sort(values, axis=None)
-    below = np.searchsorted(ordered, values.ravel(), "left")
-    return below + np.searchsorted(ordered, values.ravel(), "right")
-
-
 def rank_correlation(first, second):
     """Spearman's, of two arrays of one size; NaN where one is constant."""
+    ranks = []
+    for values in (first, second):
+        # Equal values have their mean rank.
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - counts / 2)[places.ravel()])
     with np.errstate(invalid="ignore"):
-        return np.corrcoef(shared_ranks(first), shared_ranks(second))[0, 1]
-
-
-class Occlusion(NamedTuple):
-    """squares: (slice of y, slice of x) of each position, row by row. values: for each array that
-    `evaluate` gave one of shape (rows, columns, …)."""
-
-    squares: list
-    values: list
-
-    def hidden(self, heat):
-        """The mean of a map (H, W) under each square, (rows, columns)."""
-        means = [heat[square].mean() for square in self.squares]
-        return np.reshape(means, self.values[0].shape[:2])
+        return np.corrcoef(*ranks)[0, 1]
 
 
 def occlude(x, grey, evaluate, patch=25, stride=7):
-    """An Occlusion: what a network answers where a grey square hides a part of the photograph
-    (Zeiler and Fergus 2013, arXiv 1311.2901, section 4.2 and figure 7).
+    """What a network answers where a grey square hides a part of the photograph (Zeiler and Fergus
+    2013, arXiv 1311.2901, section 4.2 and figure 7).
 
     x: float32 (1, H, W, C). grey: (C,), of x's kind. evaluate(batch (N, H, W, C)) gives a tuple of
     arrays (N, …). patch, stride: the square's width and steps, percent of the shorter side.
+    Returns the squares, (slice of y, slice of x), row by row, and for each array of `evaluate` one
+    of shape (rows, columns, …).
     """
     downs, acrosses = (hiding_slices(x.shape[1:3], axis, patch, stride) for axis in (0, 1))
     answers = []
@@ -2542,22 +2520,20 @@ def occlude(x, grey, evaluate, patch=25, stride=7):
             picture[down, across] = grey
         answers.append(evaluate(batch))
     values = [np.stack(rows) for rows in zip(*answers, strict=True)]
-    return Occlusion([*itertools.product(downs, acrosses)], values)
+    return list(itertools.product(downs, acrosses)), values
 
 
 def hiding_slices(shape, axis, patch, stride):
     """What squares hide along one axis of (H, W), cut off at the borders."""
-    side = max(round(min(shape) * patch / 100), 1)
-    step = max(round(min(shape) * stride / 100), 1)
-    starts = np.arange(step // 2, shape[axis], step) - side // 2
-    return [slice(max(start, 0), start + side) for start in starts.tolist()]
+    side, step = (max(round(min(shape) * percent / 100), 1) for percent in (patch, stride))
+    starts = range(step // 2 - side // 2, shape[axis] - side // 2, step)
+    return [slice(max(start, 0), start + side) for start in starts]
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What speaks for or against a map: Trials of deletion and insertion; an occlusion map, how far
-    the class's logit falls where a grey square stands, (rows, columns), and its rank correlation
-    with the mean of the map under the square (Selvaraju et al. 2016, section 5.3)."""
+class Evidence(NamedTuple):
+    """What speaks for or against a map: deletion and insertion; how far the class's logit falls
+    where a grey square stands, (rows, columns), and how that correlates with the map's mean there
+    (Selvaraju et al. 2016, section 5.3)."""
 
     trials: list
     drops: np.ndarray
@@ -2566,17 +2542,14 @@ class Evidence:
     def tiles(self, view, first):
         """The map's Tile, with what it is better than, and a Tile for each test."""
         names = [each.name for each in self.trials if each.verdict() == "better than"]
+        beaten = f"{first.title}\nbeats chance: {' and '.join(names) or 'neither'}"
         scale = view.options.scale
         height = max(first.picture.shape[0] // scale, 180)
-        photo = view.tile(6)
+        curves = [curve_tile(trial, height, scale) for trial in self.trials]
         title = f"occlusion\nrank correlation {self.correlation:.2f}"
-        return [
-            first._replace(
-                title=f"{first.title}\nbeats chance: {' and '.join(names) or 'neither'}"
-            ),
-            *[curve_tile(trial, height, scale) for trial in self.trials],
-            view.heat(photo, self.drops, None, title, word="falls by", lack="it never falls"),
-        ]
+        how = {"word": "falls by", "lack": "it never falls"}
+        occlusion = view.heat(view.tile(6), self.drops, None, title, **how)
+        return [first._replace(title=beaten), *curves, occlusion]
 
     def arrays(self, key):
         found = {f"{key}/{trial.name}": trial.curves for trial in self.trials}
@@ -2585,92 +2558,53 @@ class Evidence:
 
 def put_to_test(view, cams):
     """{class: Evidence} of the maps {class: map} of a photograph."""
-    layer = view.network.layer
-    heats = {index: view.in_input(cam, layer) for index, cam in cams.items()}
-    grey = view.grey_input()
+    network, grey = view.network, view.grey_input()
+    heats = {index: view.in_input(cam, network.layer) for index, cam in cams.items()}
     trials = deletion_and_insertion(view.x, heats, grey, view.predict)
-    occlusion = occlude(view.x, grey, lambda batch: (view.network.logits(batch),), 25, 12)
+    squares, (logits,) = occlude(view.x, grey, lambda batch: (network.logits(batch),), 25, 12)
     found = {}
     for index, heat in heats.items():
-        drops = view.logits[index] - occlusion.values[0][..., index]
-        correlation = rank_correlation(occlusion.hidden(heat), drops)
-        found[index] = Evidence(trials[index], drops, correlation)
+        drops = view.logits[index] - logits[..., index]
+        hidden = np.array([heat[square].mean() for square in squares])
+        found[index] = Evidence(trials[index], drops, rank_correlation(hidden, drops))
     return found
 
 
-# --- Kernels: which are drawn, and what is cut out of their projections ---
+# --- Kernels: which are drawn, and the photographs that excite them ---
 
 
 def inner_responses(maps, inside):
-    """The strongest response of each kernel of maps (…, h, w, K) in the cells where inside, bool
-    (h, w), or everywhere if there are none: (…, K). Inside are those whose receptive field lies in
-    the photograph: some kernels answer most to the black frame of zero padding."""
+    """The strongest response, (…, K), of each kernel of maps (…, h, w, K) in the cells inside, bool
+    (h, w), or in all if none is: some kernels answer most to the black frame of zero padding."""
     counted = inside if inside.any() else np.ones_like(inside)
     return maps[..., counted, :].max(axis=-2)
-
-
-def top_kernels(maps, inside, selection):
-    """The kernels that a Selection asks for, ranked by `inner_responses` of maps (h, w, K)."""
-    return selection.among(inner_responses(maps, inside))
 
 
 def diverse_kernels(maps, inside, count=9, limit=0.8):
     """The strongest kernel of maps (h, w, K), then the strongest whose maps correlate less than
     limit with all chosen ones; filled up with the strongest of the rest whose maps vary."""
-    ranked = np.argsort(-inner_responses(maps, inside), kind="stable")
+    ranked = np.argsort(-inner_responses(maps, inside), kind="stable").tolist()
     flat = maps.reshape(-1, maps.shape[-1]).T
-    varied = [kernel for kernel in ranked.tolist() if np.ptp(flat[kernel])]
+    varied = [kernel for kernel in ranked if np.ptp(flat[kernel])]
     if not varied:
-        return ranked[:count].tolist()
-    centred = flat - flat.mean(axis=1, keepdims=True)
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-30)
+        return ranked[:count]
+    with np.errstate(invalid="ignore"):  # of kernels that do not vary
+        alike = np.atleast_2d(np.corrcoef(flat))
     chosen = []
     for kernel in varied:
-        if len(chosen) < count and (unit[chosen] @ unit[kernel] < limit).all():
+        if len(chosen) < count and (alike[kernel, chosen] < limit).all():
             chosen.append(kernel)
     rest = [kernel for kernel in varied if kernel not in chosen]
     return (chosen + rest)[:count]
 
 
-def patches(projections, share=0.95):
-    """Squares of one size that hold a share of the absolute values of projections of strongest
-    positions, (N, H, W, C): around their medians along y and x, moved inside at the borders, as
-    large as the largest of them needs. Returns N tuples (slice of y, slice of x)."""
-    masses = np.abs(projections).sum(axis=-1, dtype=np.float64)
-    medians = [median_position(mass) for mass in masses]
-    sizes = [patch_size(mass, at, share) for mass, at in zip(masses, medians, strict=True)]
-    return [square_around(at, max(sizes), masses.shape[1:]) for at in medians]
-
-
-def median_position(mass):
-    """The median (y, x) of mass, numbers >= 0, (H, W)."""
-    sums = [np.cumsum(mass.sum(axis=other)) for other in (1, 0)]
-    return [int(np.searchsorted(along, along[-1] / 2)) for along in sums]
-
-
-def square_around(centre, size, shape):
-    """Slices of a square inside a picture (H, W); a side that is too long is cut."""
-    sides = np.minimum(size, shape)
-    starts = np.clip(centre - sides // 2, 0, shape - sides)
-    return tuple(slice(*ends) for ends in zip(starts, starts + sides, strict=True))
-
-
-def patch_size(mass, centre, share):
-    """The smallest size of a square around a centre that holds a share of mass, (H, W)."""
-
-    def held(size):
-        return mass[square_around(centre, size, mass.shape)].sum()
-
-    return 1 + bisect.bisect_left(range(1, max(mass.shape)), share * mass.sum(), key=held)
-
-
-def mosaic(pictures, columns=3):
-    """Pictures of one size, uint8 (h, w, 3), side by side with white lines in between."""
-    framed = [np.pad(each, ((1, 1), (1, 1), (0, 0)), constant_values=255) for each in pictures]
-    missing = -len(framed) % columns
-    framed += [np.full_like(framed[0], 255)] * missing
-    starts = range(0, len(framed), columns)
-    return np.vstack([np.hstack(framed[start : start + columns]) for start in starts])
+def left_over_all(options, album, network, figures):
+    """Each of the figures over all photographs that is left to be drawn; what is there is said."""
+    for figure in options.figures:
+        if figure in figures and album_result(options, network, album, figure).is_drawn():
+            warn(f"{network.label}, {figure}: there already")
+        elif figure in figures:
+            yield figure
 
 
 class Best(NamedTuple):
@@ -2686,54 +2620,35 @@ class Best(NamedTuple):
         return self.numbers[:count, kernel]
 
     def merge(self, activations, numbers):
-        """The best of these and of others: activations (n, K), numbers (n, K) or (n, 1)."""
+        """The best of these and of other photographs: activations (n, K), numbers (n, 1)."""
+        numbers = np.concatenate([self.numbers, np.broadcast_to(numbers, activations.shape)])
         activations = np.concatenate([self.activations, activations])
-        numbers = np.broadcast_to(numbers, (len(numbers), activations.shape[1]))
-        numbers = np.concatenate([self.numbers, numbers])
         order = np.lexsort((numbers, -activations), axis=0)[:9]
         return Best(*[np.take_along_axis(each, order, axis=0) for each in (activations, numbers)])
 
 
-# --- the scan of a folder ---
-
-
 def scan(network, album):
     """The Best of each kernel of a layer over all photographs, by its response in inner cells."""
-    width = get_operation(network.model, network.layer).output.shape[-1]
-    best = Best(np.zeros((0, width), np.float32), np.zeros((0, width), int))
-    respond = responder(network)
-    for batch in read_ahead(album, network.prepare):
-        read = np.array([[number] for number, _ in batch])
-        activations = respond(np.concatenate([x for _, x in batch]))
-        best = best.merge(activations.numpy(), read)
-    return best
-
-
-def responder(network):
-    """A traced function of inputs (N, H, W, channels): each kernel's strongest response, (N, K)."""
     photograph = network.model.inputs[0]
-    top = keras.Model(photograph, get_operation(network.model, network.layer).output)
+    top = get_operation(network.model, network.layer).output
+    part = keras.Model(photograph, top)
     inside = network.inside(network.layer)
     rows, columns = lit_span(inside.any(axis=1)), lit_span(inside.any(axis=0))
 
     def respond(x):
-        maps = top(x, training=False)
+        maps = part(x, training=False)
         if len(maps.shape) == 4:
             maps = tf.reduce_max(maps[:, rows, columns], axis=(1, 2))
         return maps
 
-    return tf.function(respond, [tf.TensorSpec((None, *photograph.shape[1:]), tf.float32)])
-
-
-def left_over_all(options, album, network, figures):
-    """Which of the figures over all photographs are left to be drawn; what is there is said."""
-    left = []
-    for figure in [figure for figure in options.figures if figure in figures]:
-        if album_result(options, network, album, figure).is_drawn():
-            warn(f"{network.label}, {figure}: there already")
-        else:
-            left.append(figure)
-    return left
+    traced = tf.function(respond, [tf.TensorSpec((None, *photograph.shape[1:]), tf.float32)])
+    nothing = np.zeros((0, top.shape[-1]), np.float32)
+    best = Best(nothing, nothing.astype(int))
+    for batch in read_ahead(album, network.prepare):
+        numbers, inputs = zip(*batch, strict=True)
+        activations = traced(np.concatenate(inputs)).numpy()
+        best = best.merge(activations, np.array(numbers)[:, None])
+    return best
 
 
 def read_ahead(album, prepare, size=8):
@@ -2743,111 +2658,23 @@ def read_ahead(album, prepare, size=8):
         photo = album.read(album.paths[number])
         return (number, prepare(photo.pixels)) if photo else None
 
-    count = len(album.paths)
-    advance = progress(count)
+    numbers = range(len(album.paths))
+    advance = progress(len(numbers))
     with concurrent.futures.ThreadPoolExecutor() as pool:
         ahead = []
-        for start in range(0, count + size, size):
+        for some in [*in_rows(numbers, size), ()]:
             ready = ahead
-            ahead = [pool.submit(read, number) for number in range(start, min(start + size, count))]
-            found = []
+            ahead = [pool.submit(read, number) for number in some]
+            batch = []
             for done in ready:
-                found.append(done.result())
+                found = done.result()
+                batch += [found] if found else []
                 advance()
-            batch = list(filter(None, found))
             if batch:
                 yield batch
 
 
-# --- tiles of kernels and of what squares hide ---
-
-
-def tiles_of_one_height(views, times):
-    """The photographs of Explanations as tiles of a page that has each so many times in a row."""
-    photos = [view.photo.pixels for view in views]
-    shapes = [photo.shape[1] / photo.shape[0] for photo in photos]  # width by height
-    height = min(max((PAGE - 100) / sum(shapes) / times, 100), 280)
-    height = int(height * views[0].options.scale)
-    sizes = [(max(round(height * shape), 1), height) for shape in shapes]
-    return [resize(photo, *size) for photo, size in zip(photos, sizes, strict=True)]
-
-
-def patch_side(photo, scale):
-    """How wide a patch is beside a tile of the photograph: as high as that, at least 100 pixels."""
-    return max(min(photo.shape[:2]), 100 * scale)
-
-
-class Mosaics(NamedTuple):
-    """How patches, at most nine a kernel and at least 100 pixels wide, are laid out on a page."""
-
-    across: int  # patches side by side
-    side: int  # pixels of a patch
-    a_row: int  # mosaics side by side
-
-
-def mosaics_of(options, count):
-    """The Mosaics of kernels, of so many patches: those of a kernel, and projected by each rule.
-
-    UserError where the kernels asked for make a page that is too high."""
-    across = min(count, 3)
-    side = 100 if across == 3 else 150
-    of_kernel = 1 + len(options.rules)
-    kernels_a_row = max(1, round(PAGE / of_kernel / (across * (side + 2) + GAP)))
-    side *= options.scale
-    asked = len(options.kernels.indices) + options.kernels.top
-    check_height(options, -(-asked // kernels_a_row), -(-count // across) * side)
-    return Mosaics(across, side, of_kernel * kernels_a_row)
-
-
-class Fall(NamedTuple):
-    """How far a number falls where a part of the photograph is hidden."""
-
-    before: float
-    hidden: np.ndarray  # (rows, columns)
-
-    def map(self):
-        """How much of it is needed of each part."""
-        return self.before - self.hidden
-
-    def words(self):
-        return f"{self.before:.3g}, hidden {self.hidden.min():.3g} to {self.hidden.max():.3g}"
-
-
-COLOURS = {  # of the most frequent classes; grey of all the rest
-    "red": (214, 39, 40),
-    "green": (44, 160, 44),
-    "yellow": (240, 220, 60),
-    "blue": (31, 119, 180),
-    "violet": (148, 103, 189),
-}
-
-
-def nearest_cells(cells, size, at):
-    """The index of the cell nearest to each pixel of a photograph, (H, W), as np.ix_ gives it.
-
-    cells: (rows, columns), which share the network's input evenly. at: their Geometry."""
-    start, length = fitted(size, at.size, at.fit)
-    nearest = []
-    for axis, count in enumerate(cells):
-        places = (np.arange(size[axis]) + 0.5 - start[axis]) / length[axis] * count
-        nearest.append(np.clip(places, 0, count - 1).astype(int))
-    return np.ix_(*nearest)
-
-
-def winners_tile(winners, photo, at, names):
-    """The Tile of the most probable classes, int (rows, columns), in colours over a photograph.
-
-    at: their Geometry, as `tiled` gives it. names: ClassNames."""
-    classes, counts = np.unique(winners, return_counts=True)
-    frequent = classes[np.argsort(-counts, kind="stable")].tolist()
-    colours = dict(zip(frequent, COLOURS, strict=False))
-    painted = np.full((*winners.shape, 3), 128, np.uint8)
-    for index, colour in colours.items():
-        painted[winners == index] = COLOURS[colour]
-    painted = painted[nearest_cells(winners.shape, photo.shape[:2], at)]
-    mixed = cv2.addWeighted(painted, 0.5, photo, 0.5, 0)
-    legend = "; ".join(f"{colour}: {names.title(index)}" for index, colour in colours.items())
-    return Tile(dim(mixed, at), f"most probable: {legend}")
+# --- Projections, and tiles of them and of what squares hide ---
 
 
 class Way(NamedTuple):
@@ -2872,11 +2699,31 @@ class Projected:
     cut: tuple = ()  # slices of y and x
 
 
-def cut_patches(found, way):
-    """Cut patches of one size, for a figure, by the projections in a Way of mode max."""
-    cuts = patches(np.stack([each.values[way] for each in found]))
-    for each, cut in zip(found, cuts, strict=True):
-        each.cut = cut
+def cut_patches(found, way, share=0.95):
+    """Cut squares of one size, around the medians of Projected strongest positions, which hold a
+    share of the absolute values. way: of mode max."""
+    masses = [np.abs(each.values[way]).sum(axis=-1, dtype=np.float64) for each in found]
+    medians, size = [], 1
+    for mass in masses:
+        sums = [np.cumsum(mass.sum(axis=other)) for other in (1, 0)]
+        median = [int(np.searchsorted(along, along[-1] / 2)) for along in sums]
+        medians.append(median)
+        while mass[square_around(median, size, mass.shape)].sum() < share * mass.sum():
+            size += 1
+    for each, median in zip(found, medians, strict=True):
+        each.cut = square_around(median, size, masses[0].shape)
+
+
+def square_around(centre, size, shape):
+    """Slices of a square, moved inside a picture (H, W); a side that is too long is cut."""
+    sides = np.minimum(size, shape)
+    starts = np.clip(centre - sides // 2, 0, shape - sides)
+    return tuple(slice(*ends) for ends in zip(starts, starts + sides, strict=True))
+
+
+def patch_side(photo, scale):
+    """How wide a patch is beside a tile of the photograph: as high as that, at least 100 pixels."""
+    return max(min(photo.shape[:2]), 100 * scale)
 
 
 def projection_arrays(options, layer, found, several=False):
@@ -2892,32 +2739,67 @@ def projection_arrays(options, layer, found, several=False):
     return arrays
 
 
-def kernel_mosaics(found, best, layout, preprocess):
-    """A kernel's Tiles: patches of its Best photographs, and these projected in each Way.
+def tiles_of_one_height(views, times):
+    """The photographs of Explanations as tiles of a page that has each so many times in a row."""
+    photos = [view.photo.pixels for view in views]
+    shapes = [photo.shape[1] / photo.shape[0] for photo in photos]  # width by height
+    height = min(max((PAGE - 100) / sum(shapes) / times, 100), 280)
+    height = int(height * views[0].options.scale)
+    sizes = [(max(round(height * shape), 1), height) for shape in shapes]
+    return [resize(photo, *size) for photo, size in zip(photos, sizes, strict=True)]
 
-    found: its Projected, the strongest first. layout: Mosaics."""
+
+def mosaic(pictures, columns=3):
+    """Pictures of one size, uint8 (h, w, 3), side by side with white lines in between."""
+    framed = [np.pad(each, ((1, 1), (1, 1), (0, 0)), constant_values=255) for each in pictures]
+    framed += [np.full_like(framed[0], 255)] * (-len(framed) % columns)
+    return np.vstack([np.hstack(row) for row in in_rows(framed, columns)])
+
+
+def mosaic_layout(options, count):
+    """How so many patches a kernel are laid out: patches side by side, pixels of each, at least
+    100, and mosaics side by side. UserError where the page would be too high."""
+    across = min(count, 3)
+    side = 100 if across == 3 else 150
+    of_kernel = 1 + len(options.rules)
+    kernels_a_row = max(1, round(PAGE / of_kernel / (across * (side + 2) + GAP)))
+    side *= options.scale
+    asked = len(options.kernels.indices) + options.kernels.top
+    check_height(options, -(-asked // kernels_a_row), -(-count // across) * side)
+    return across, side, of_kernel * kernels_a_row
+
+
+def kernel_mosaics(found, best, across, side, preprocess):
+    """A kernel's Tiles: patches of its Best photographs, and these projected in each Way."""
     title = f"kernel {found[0].kernel}"
     strengths = best.activations[: len(found), found[0].kernel]
-    square = np.empty((layout.side, layout.side))
-    seen = [resize(each.seen[each.cut], layout.side, layout.side) for each in found]
+    seen = [resize(each.seen[each.cut], side, side) for each in found]
     span = f"{strengths[0]:.3g} to {strengths[-1]:.3g}"
-    tiles = [Tile(mosaic(seen, layout.across), f"{title}: {span}")]
+    tiles = [Tile(mosaic(seen, across), f"{title}: {span}")]
+    square = np.empty((side, side))
     for way in found[0].values:
         pictures = [signed_grey(each.values[way][each.cut], square, preprocess) for each in found]
-        tiles.append(Tile(mosaic(pictures, layout.across), f"{title}: {way.rule}"))
+        tiles.append(Tile(mosaic(pictures, across), f"{title}: {way.rule}"))
     return tiles
 
 
-class Hidden(NamedTuple):
-    """What a network answers where a grey square hides a part of the photograph."""
+class Fall(NamedTuple):
+    """How far a number falls where a part of the photograph is hidden."""
 
-    probability: Fall  # of a class
-    response: Fall  # the sum of a kernel's map
-    winners: np.ndarray  # the most probable classes, int (rows, columns)
+    before: float
+    hidden: np.ndarray  # (rows, columns)
+
+    def map(self):
+        """How much of it is needed of each part."""
+        return self.before - self.hidden
+
+    def words(self):
+        return f"{self.before:.3g}, hidden {self.hidden.min():.3g} to {self.hidden.max():.3g}"
 
 
 def hide_parts(view, layer, kernel):
-    """The Hidden of the first class asked for and of a kernel (Zeiler and Fergus, figure 7)."""
+    """Where a grey square hides a part: the Fall of the first class's probability, that of the sum
+    of a kernel's map, and the most probable classes, int (rows, columns)."""
     network, options = view.network, view.options
     outputs = [network.model.outputs[0], get_operation(network.model, layer).output]
     model = keras.Model(network.model.inputs[0], outputs)
@@ -2930,18 +2812,48 @@ def hide_parts(view, layer, kernel):
     view.keep(network.logits(view.x)[0])
     index = view.classes[0]
     before, response = evaluate(view.x)
-    hidden = occlude(view.x, view.grey_input(), evaluate, options.patch, options.stride)
-    probabilities, responses = hidden.values
+    how = options.patch, options.stride
+    _, (probabilities, responses) = occlude(view.x, view.grey_input(), evaluate, *how)
     probability = Fall(before[0, index], probabilities[..., index])
-    return Hidden(probability, Fall(response[0], responses), probabilities.argmax(axis=-1))
+    return probability, Fall(response[0], responses), probabilities.argmax(axis=-1)
+
+
+COLOURS = {  # of the most frequent classes; grey of all the rest
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "yellow": (240, 220, 60),
+    "blue": (31, 119, 180),
+    "violet": (148, 103, 189),
+}
+
+
+def winners_tile(winners, photo, at, names):
+    """The Tile of the most probable classes, int (rows, columns), in colours over a photograph."""
+    frequent = Counter(sorted(winners.ravel().tolist())).most_common(len(COLOURS))
+    colours = {index: colour for (index, _), colour in zip(frequent, COLOURS, strict=False)}
+    painted = np.full((*winners.shape, 3), 128, np.uint8)
+    for index, colour in colours.items():
+        painted[winners == index] = COLOURS[colour]
+    painted = painted[nearest_cells(winners.shape, photo.shape[:2], at)]
+    mixed = cv2.addWeighted(painted, 0.5, photo, 0.5, 0)
+    legend = "; ".join(f"{colour}: {names.title(index)}" for index, colour in colours.items())
+    return Tile(dim(mixed, at), f"most probable: {legend}")
+
+
+def nearest_cells(cells, size, at):
+    """The cell, of (rows, columns), nearest to each pixel of a photograph (H, W), for indexing."""
+    start, length = fitted(size, at.size, at.fit)
+    nearest = []
+    for axis, count in enumerate(cells):
+        places = (np.arange(size[axis]) + 0.5 - start[axis]) / length[axis] * count
+        nearest.append(np.clip(places, 0, count - 1).astype(int))
+    return np.ix_(*nearest)
 
 
 # --- Boxes: weakly supervised localisation ---
 
 BOX_COLUMNS = ("photo", "class", "x0", "y0", "x1", "y1")
 LOCALISATION = ("IoU ≥ 0.5", "mean IoU", "pointing, 15 pixels", "pointing", "heat inside")
-RED = (178, 24, 43)
-BLUE = (33, 102, 172)
 
 
 class Box(NamedTuple):
@@ -2964,102 +2876,13 @@ class Box(NamedTuple):
         return common / (self.size.prod() + other.size.prod() - common)
 
 
-def over_threshold(heat, threshold):
-    """Where heat is over threshold percent of its maximum, uint8, 0 or 1; 0 without any heat."""
-    maximum = max(heat.max(), 0)
-    return np.uint8(heat > maximum * threshold / 100)
-
-
-def segment_box(heat, threshold=15):
-    """The Box of the largest segment of heat (H, W) over threshold percent (below 100) of its
-    maximum, None without positive heat: Selvaraju et al. 2016, arXiv 1610.02391, section 4.1.
-    Pixels that touch at a corner are connected, as OpenCV and scikit-image have it."""
-    hot = over_threshold(heat, threshold)
-    if not hot.any():
-        return None
-    _, _, segments, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
-    largest = 1 + segments[1:, cv2.CC_STAT_AREA].argmax()  # 0 is what is not hot
-    x, y, width, height, _ = segments[largest].tolist()
-    return Box(x, y, x + width, y + height)
-
-
-def score_box(box, point, heat, truths):
-    """The numbers of LOCALISATION, (5,), of a map (H, W) with its box and its maximum at point, (y,
-    x), before true boxes, the best of which counts. Pointing game: Zhang et al. 2016, arXiv
-    1608.00507, section 4.1; its tolerance is 15 pixels along y and x."""
-    true = np.zeros(heat.shape, bool)
-    for x0, y0, x1, y1 in np.round(truths).astype(int):
-        true[y0:y1, x0:x1] = True
-    y, x = point
-    near = true[max(y - 15, 0) : y + 16, max(x - 15, 0) : x + 16].any()
-    iou = max(map(box.iou, truths))
-    positive = np.maximum(heat, 0)
-    inside = positive[true].sum() / positive.sum()
-    return np.array([iou >= 0.5, iou, near, true[y, x], inside], float)
-
-
-def score_centred(shape, size, truths):
-    """The same of a centred box, equally warm, of a size (height, width) in shares of shape's."""
-    height, width = shape
-    margins = np.round((1 - size) * shape / 2)
-    y0, x0 = np.clip(margins, 0, [(height - 1) // 2, (width - 1) // 2]).astype(int).tolist()
-    box = Box(x0, y0, width - x0, height - y0)
-    heat = np.zeros(shape, np.float32)
-    heat[box.y0 : box.y1, box.x0 : box.x1] = 1
-    return score_box(box, (height // 2, width // 2), heat, truths)
-
-
-@dataclass
-class Localisation:
-    """How well maps find true boxes, and a centred box of the true ones' mean size does."""
-
-    scores: list = field(default_factory=list)  # of each map
-    places: list = field(default_factory=list)  # of each map: its shape, its true boxes
-
-    def add(self, heat, box, truths):
-        """A map (H, W), its box (None: no positive heat, nothing found), one or more true boxes."""
-        point = np.unravel_index(heat.argmax(), heat.shape)
-        nothing = np.zeros(len(LOCALISATION))
-        self.scores.append(score_box(box, point, heat, truths) if box else nothing)
-        self.places.append((heat.shape, truths))
-
-    def summary(self):
-        """{name: (mean of the maps, of the centred box)}, as LOCALISATION names them, 0 to 1."""
-        sizes = [box.size / shape for shape, truths in self.places for box in truths]
-        size = np.mean(sizes, axis=0)  # in shares of the photographs'
-        centred = [score_centred(shape, size, truths) for shape, truths in self.places]
-        means = [np.mean(scores, axis=0).tolist() for scores in (self.scores, centred)]
-        return dict(zip(LOCALISATION, zip(*means, strict=True), strict=True))
-
-    def line(self):
-        pairs = self.summary().items()
-        text = ", ".join(f"{name} {own:.3f} ({centred:.3f})" for name, (own, centred) in pairs)
-        return f"{len(self.scores)} maps with true boxes (and a centred box of mean size): {text}"
-
-    def tile(self):
-        """The summary as bars."""
-        summary = self.summary()
-        figure = Figure(figsize=(7, 3), dpi=100)
-        axes = figure.add_axes((0.22, 0.16, 0.73, 0.7))
-        places = -np.arange(len(summary))
-        for name, colour, shift in (("Grad-CAM", "C3", 0.2), ("centred box", "0.7", -0.2)):
-            means = [pair[name != "Grad-CAM"] for pair in summary.values()]
-            bars = axes.barh(places + shift, means, 0.38, color=colour, label=name)
-            axes.bar_label(bars, fmt="%.3f", padding=3)
-        axes.set_yticks(places, summary)
-        axes.set(xlim=(0, 1.12), xlabel="mean over the maps")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-        return Tile(drawn(figure))
-
-
 def read_boxes(path):
     """{resolved path of a photograph: {class as written: [Box, …]}} of a CSV file with BOX_COLUMNS
     and perhaps others, whose paths are relative to it. UserError names lines that give no box."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--boxes {path}: there is no such file")
-    boxes = {}
-    wrong = []
+    boxes, wrong = {}, []
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.DictReader(file)
         if set(BOX_COLUMNS) - set(rows.fieldnames or ()):
@@ -3092,19 +2915,35 @@ def true_boxes(options, classes, album):
     """{resolved path of a photograph: {class index: [Box, …]}} of --boxes, if boxes are drawn."""
     if not options.boxes or "boxes" not in options.figures:
         return {}
-    wanted = {path.resolve() for path in album.paths}
-    found = {}
+    read, found = read_boxes(options.boxes), {}
     try:
-        for path, boxes in read_boxes(options.boxes).items():
-            if path in wanted:
-                found[path] = {}
-                for word, of_class in boxes.items():
-                    found[path].setdefault(classes.called(word), []).extend(of_class)
+        for path in dict.fromkeys(map(Path.resolve, album.paths)):
+            for word, boxes in read.get(path, {}).items():
+                of_photo = found.setdefault(path, {})
+                of_photo.setdefault(classes.called(word), []).extend(boxes)
+        if not found:
+            raise UserError("none of the photographs has a box there")
     except UserError as error:
         raise UserError(f"--boxes {options.boxes}: {error}") from error
-    if not found:
-        raise UserError(f"--boxes {options.boxes}: none of the photographs has a box there")
     return found
+
+
+def over_threshold(heat, threshold):
+    """Where heat is over threshold percent of its maximum, uint8, 0 or 1; 0 without any heat."""
+    return np.uint8(heat > max(heat.max(), 0) * threshold / 100)
+
+
+def segment_box(heat, threshold=15):
+    """The Box of the largest segment of heat (H, W) over threshold percent (below 100) of its
+    maximum, None without positive heat: Selvaraju et al. 2016, arXiv 1610.02391, section 4.1.
+    Pixels that touch at a corner are connected, as OpenCV and scikit-image have it."""
+    hot = over_threshold(heat, threshold)
+    if not hot.any():
+        return None
+    _, _, segments, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
+    largest = 1 + segments[1:, cv2.CC_STAT_AREA].argmax()  # 0 is what is not hot
+    x, y, width, height, _ = segments[largest].tolist()
+    return Box(x, y, x + width, y + height)
 
 
 def draw_boxes(view):
@@ -3115,9 +2954,8 @@ def draw_boxes(view):
     photo = view.tile(columns_for(len(classes) + 1))
     tiles, arrays = [Tile(photo, "photograph")], {}
     for index in classes:
-        heat = view.laid(maps[index])
+        heat, true = view.laid(maps[index]), truths.get(index, [])
         box = segment_box(heat, view.options.threshold)
-        true = truths.get(index, [])
         tiles.append(box_tile(view, photo, index, heat, box, true))
         arrays[f"{layer}/{index}"] = maps[index]
         arrays[f"{layer}/{index}/box"] = np.float32(box or np.full(4, np.nan))
@@ -3136,13 +2974,13 @@ def box_tile(view, photo, index, heat, box, truths):
     hot = cv2.resize(hot, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     outlines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, (255, 255, 255), scale)
-    found = f"box {tuple(box)}" if box else "no positive evidence"
-    title = f"{view.class_title(index)}\n{found}"
     for true in truths:
         mark(picture, true, heat.shape, (0, 200, 70), 2 * scale)
-    if box:
-        mark(picture, box, heat.shape, (255, 30, 30), 2 * scale)
-    if box and truths:
+    if not box:
+        return Tile(picture, f"{view.class_title(index)}\nno positive evidence")
+    mark(picture, box, heat.shape, (255, 30, 30), 2 * scale)
+    title = f"{view.class_title(index)}\nbox {tuple(box)}"
+    if truths:
         title += f"\nIoU {max(map(box.iou, truths)):.2f}"
     return Tile(picture, title)
 
@@ -3152,6 +2990,76 @@ def mark(picture, box, shape, colour, width):
     factors = np.tile(np.divide(picture.shape[1::-1], shape[::-1]), 2)
     x0, y0, x1, y1 = np.rint(box * factors).astype(int).tolist()
     cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, width)
+
+
+def score_box(box, point, heat, truths):
+    """The numbers of LOCALISATION, (5,), of a map (H, W) with its box and its maximum at point, (y,
+    x), before true boxes, the best of which counts. Pointing game: Zhang et al. 2016, arXiv
+    1608.00507, section 4.1; its tolerance is 15 pixels along y and x."""
+    true = np.zeros(heat.shape, bool)
+    for x0, y0, x1, y1 in np.round(truths).astype(int):
+        true[y0:y1, x0:x1] = True
+    y, x = point
+    near = true[max(y - 15, 0) : y + 16, max(x - 15, 0) : x + 16].any()
+    iou = max(map(box.iou, truths))
+    positive = np.maximum(heat, 0)
+    inside = positive[true].sum() / positive.sum()
+    return np.array([iou >= 0.5, iou, near, true[y, x], inside], float)
+
+
+def score_centred(shape, size, truths):
+    """The same of a centred box, equally warm, of a size (height, width) in shares of shape's."""
+    height, width = shape
+    margins = np.round((1 - size) * shape / 2)
+    y0, x0 = np.clip(margins, 0, [(height - 1) // 2, (width - 1) // 2]).astype(int).tolist()
+    box = Box(x0, y0, width - x0, height - y0)
+    heat = np.zeros(shape, np.float32)
+    heat[box.y0 : box.y1, box.x0 : box.x1] = 1
+    return score_box(box, (height // 2, width // 2), heat, truths)
+
+
+class Localisation:
+    """How well maps find true boxes, and a centred box of the true ones' mean size does."""
+
+    def __init__(self):
+        self.scores = []  # of each map
+        self.places = []  # of each map: its shape, its true boxes
+
+    def add(self, heat, box, truths):
+        """A map (H, W), its box (None: no positive heat, nothing found), one or more true boxes."""
+        point = np.unravel_index(heat.argmax(), heat.shape)
+        nothing = np.zeros(len(LOCALISATION))
+        self.scores.append(score_box(box, point, heat, truths) if box else nothing)
+        self.places.append((heat.shape, truths))
+
+    def summary(self):
+        """{name: (mean of the maps, of the centred box)}, as LOCALISATION names them, 0 to 1."""
+        sizes = [box.size / shape for shape, truths in self.places for box in truths]
+        size = np.mean(sizes, axis=0)  # in shares of the photographs'
+        centred = [score_centred(shape, size, truths) for shape, truths in self.places]
+        means = np.mean([self.scores, centred], axis=1)
+        return dict(zip(LOCALISATION, map(tuple, means.T.tolist()), strict=True))
+
+    def line(self):
+        pairs = self.summary().items()
+        text = ", ".join(f"{name} {own:.3f} ({centred:.3f})" for name, (own, centred) in pairs)
+        return f"{len(self.scores)} maps with true boxes (and a centred box of mean size): {text}"
+
+    def tile(self):
+        """The summary as bars."""
+        summary = self.summary()
+        figure = Figure(figsize=(7, 3), dpi=100)
+        axes = figure.add_axes((0.22, 0.16, 0.73, 0.7))
+        places = -np.arange(len(summary))
+        columns = zip(*summary.values(), strict=True)
+        styles = (("Grad-CAM", "C3", 0.2), ("centred box", "0.7", -0.2))
+        for means, (label, colour, shift) in zip(columns, styles, strict=True):
+            bars = axes.barh(places + shift, means, 0.38, color=colour, label=label)
+            axes.bar_label(bars, fmt="%.3f", padding=3)
+        axes.set_yticks(places, summary)
+        axes.set(xlim=(0, 1.12), xlabel="mean over the maps")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        return Tile(drawn(figure))
 
 
 # --- Known answers: failures and the table ---
@@ -3210,12 +3118,12 @@ class Tally(Counter):
     def right(self):
         return sum(times for (true, predicted), times in self.items() if true == predicted)
 
-    def frequencies(self):
-        """{true class: how many photographs it has}."""
-        classes = Counter()
-        for (true, _), times in self.items():
-            classes[true] += times
-        return classes
+    def classes(self, place):
+        """Counter of photographs by their true class (place 0), or by the predicted one (1)."""
+        counts = Counter()
+        for pair, times in self.items():
+            counts[pair[place]] += times
+        return counts
 
     def line(self, name):
         """`412 of 500 right (82.4 %); cat taken for dog 31 times, …`; name(index): of a class."""
@@ -3227,20 +3135,6 @@ class Tally(Counter):
         share = 100 * self.right() / self.total()
         text = f"{self.right()} of {self.total()} right ({share:.1f} %)"
         return f"{text}; {few(parts)}" if parts else f"{text}: no failures to draw"
-
-
-@dataclass
-class MeanHeat:
-    """The mean, total / count, of maps (h, w) after a ReLU, each divided by its maximum."""
-
-    at: Geometry  # by which it is laid over the network's input
-    total: np.ndarray | float = 0.0
-    count: int = 0
-
-    def add(self, cam):
-        heat = np.maximum(cam, 0)
-        self.total = self.total + heat / (heat.max() or 1)
-        self.count += 1
 
 
 class Failure(NamedTuple):
@@ -3265,7 +3159,8 @@ class Folder:
         self.figures = [each for each in options.figures if each != "failures" or self.truths]
         self.boxes = true_boxes(options, network.classes, album)
         self.tally = Tally()
-        self.heats = {}  # MeanHeat of each class predicted
+        self.heats = {}  # of each class predicted: the sum of its maps, each of its maximum
+        self.at = None  # the Geometry by which maps lie over the network's input
         self.wrong = []  # Failures, the most confident first
         self.rows = {}  # of the table, by the photograph's path
         self.localisation = Localisation()
@@ -3276,10 +3171,6 @@ class Folder:
         known += self.boxes.get(path.resolve(), {})
         top = max(asked.top, 1) if self.counts else asked.top
         return replace(asked, indices=(*asked.indices, *known), top=top)
-
-    def save(self, figure, rows, note, arrays, **how):
-        """Write a page over all photographs."""
-        save_page(self.options, self.network, self.album, figure, rows, note, arrays, **how)
 
     def finish(self):
         """Write and say what was gathered."""
@@ -3292,11 +3183,16 @@ class Folder:
             self.suspect()
         if self.localisation.scores and len(self.album.paths) > 1:
             warn(f"{self.network.label}: {self.localisation.line()}")
-            note = f"{self.network.layer} · {len(self.localisation.scores)} maps with true boxes"
+            note = f"{len(self.localisation.scores)} maps with true boxes"
             arrays = {"localisation": np.stack(self.localisation.scores)}
             self.save("boxes", [[self.localisation.tile()]], note, arrays, bars=[])
         if self.rows or ("table" in self.options.figures and self.album.exit_code() == 2):
             self.write_table()
+
+    def save(self, figure, rows, note, arrays, **how):
+        """Write a page over all photographs."""
+        note = f"{self.network.layer} · {note}"
+        save_page(self.options, self.network, self.album, figure, rows, note, arrays, **how)
 
     def draw_failures(self, failures, number, pages):
         """Write a page of failures."""
@@ -3315,31 +3211,28 @@ class Folder:
             note += " · the difference of two maps is the map of the logits' difference"
         how = {"suffix": f"_{number}", "count": pages + 1}
         bars = [Bar(self.options.colormap, "max of both")]
-        self.save("failures", rows, f"{self.network.layer} · {note}", arrays, bars=bars, **how)
+        self.save("failures", rows, note, arrays, bars=bars, **how)
 
     def draw_mean_heat(self, count):
         """Write the page of the mean heat of each class predicted, of the most frequent ones."""
-        classes = sorted(self.heats, key=lambda index: -self.heats[index].count)[:35]
+        classes = self.tally.classes(1).most_common(35)
         tiles, arrays = [], {}
-        for index in classes:
-            heat = self.heats[index]
-            mean = heat.total / heat.count
-            laid = heat_map(mean, *heat.at.size, at=heat.at)
-            picture = colorize(laid, self.options.colormap)
-            title = f"{self.network.classes.title(index)}\npredicted {heat.count} times"
+        for index, times in classes:
+            mean = self.heats[index] / times
+            picture = colorize(heat_map(mean, *self.at.size, at=self.at), self.options.colormap)
+            title = f"{self.network.classes.title(index)}\npredicted {times} times"
             title += f", right {self.tally[index, index]}\nmax {mean.max():.2f}"
-            columns = columns_for(len(classes))
-            tiles.append(Tile(fit_tile(picture, columns, self.options.scale), title))
+            picture = fit_tile(picture, columns_for(len(classes)), self.options.scale)
+            tiles.append(Tile(picture, title))
             arrays[f"{self.network.layer}/{index}/mean"] = mean
-        note = f"{self.network.layer} · mean heat of the class predicted, of each map's maximum"
+        note = "mean heat of the class predicted, of each map's maximum"
         if len(classes) < len(self.heats):
             note += f" · the {len(classes)} most frequent of {len(self.heats)} classes"
-        how = {"suffix": "_heat", "count": count}
-        self.save("failures", in_grid(tiles), note, arrays, **how)
+        self.save("failures", in_grid(tiles), note, arrays, suffix="_heat", count=count)
 
     def suspect(self):
         """Say so where a network is no better than always the same answer, and try why."""
-        frequencies = self.tally.frequencies()
+        frequencies = self.tally.classes(0)
         most = max(frequencies.values())
         if self.tally.right() >= most or len(frequencies) == 1:
             return
@@ -3351,15 +3244,15 @@ class Folder:
         warn(f"{label}: right of {count} photographs with --preprocess {tried}")
 
     def try_preprocessings(self):
-        """How many photographs, and {name of --preprocess: share that is right}, of the first fifty
-        of those with known answers, the classes taking turns."""
-        networks = [replace(self.network, preprocess=name) for name in PREPROCESS]
+        """How many photographs, fifty at most, the classes taking turns, and {--preprocess: share
+        that is right}."""
         turns, met = {}, Counter()
         for path, true in self.truths.items():
             turns[path] = met[true]
             met[true] += 1
         first = sorted(turns, key=turns.get)[:50]
         photos = list(filter(None, map(self.album.read, first)))
+        networks = [replace(self.network, preprocess=name) for name in PREPROCESS]
         right = np.zeros(len(networks))
         for photo in photos:
             batch = np.concatenate([network.prepare(photo.pixels) for network in networks])
@@ -3384,20 +3277,19 @@ def add_failure(view):
     true = folder.truths.get(view.photo.path)
     if true is None:
         return
-    maps = view.maps
+    maps = view.maps  # whose pass gives the logits
     predicted = int(view.logits.argmax())
+    cam = maps[predicted]
     folder.tally[true, predicted] += 1
-    if predicted not in folder.heats:
-        at = view.at_input(view.network.layer, maps[predicted].shape)
-        folder.heats[predicted] = MeanHeat(at)
-    folder.heats[predicted].add(maps[predicted])
+    folder.at = view.at_input(view.network.layer, cam.shape)
+    heat = np.maximum(cam, 0)
+    folder.heats[predicted] = folder.heats.get(predicted, 0) + heat / (heat.max() or 1)
     if predicted != true:
         p = float(view.network.probabilities(view.logits)[predicted])
-        both = np.stack([maps[predicted], maps[true]])
+        both = np.stack([cam, maps[true]])
         failure = Failure(p, view.photo.path, predicted, true, view.logits, both)
-        folder.wrong.append(failure)
-        folder.wrong.sort(key=lambda each: -each.p)
-        del folder.wrong[ROWS * view.options.pages :]
+        ranked = sorted([*folder.wrong, failure], key=lambda each: -each.p)
+        folder.wrong = ranked[: ROWS * view.options.pages]
 
 
 def failure_row(view, failure):
@@ -3406,11 +3298,11 @@ def failure_row(view, failure):
     view.logits = failure.logits
     wrong, right = failure.maps
     scale = {"scale": max(failure.maps.max(), 0)}
-    titles = [view.class_title(index) for index in (failure.predicted, failure.true)]
+    taken_for, true = map(view.class_title, (failure.predicted, failure.true))
     return [
-        Tile(photo, f"{Path(*view.photo.path.parts[-2:])}\ntrue: {titles[1]}"),
-        view.heat(photo, wrong, layer, f"taken for {titles[0]}", **scale),
-        view.heat(photo, right, layer, f"true: {titles[1]}", **scale),
+        Tile(photo, f"{Path(*view.photo.path.parts[-2:])}\ntrue: {true}"),
+        view.heat(photo, wrong, layer, f"taken for {taken_for}", **scale),
+        view.heat(photo, right, layer, f"true: {true}", **scale),
         signed_tile(view, photo, wrong - right, failure),
     ]
 
@@ -3419,7 +3311,7 @@ def signed_tile(view, photo, difference, failure):
     """The Tile of a signed map: red where it is positive, blue where it is negative."""
     at = view.at(view.network.layer, difference.shape)
     laid = place(difference, at, *photo.shape[:2])[..., None]
-    ends = np.float32(np.where(laid > 0, RED, BLUE))
+    ends = np.float32(np.where(laid > 0, (178, 24, 43), (33, 102, 172)))
     colours = np.uint8(255.5 + np.abs(laid) / (np.abs(laid).max() or 1) * (ends - 255))
     picture = dim(cv2.addWeighted(colours, 0.6, grey_photo(photo), 0.4, 0), at)
     predicted, true = map(view.network.classes.short, (failure.predicted, failure.true))
@@ -3439,8 +3331,7 @@ def add_row(view):
 
 
 def class_cells(name, probabilities, true=None):
-    """Cells {column: text} of the table: of the five most probable classes, and the true one.
-    name(index): of a class."""
+    """Cells {column: text}: the true class, and the five most probable; name(index): of a class."""
     cells = {}
     if true is not None:
         cells = {"true_class": name(true), "true_p": f"{probabilities[true]:.6g}"}
