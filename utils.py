@@ -1026,7 +1026,8 @@ FOREIGN = {  # endings of networks that are not Keras's, and what to do
 }
 REFUSED = {  # by patterns of class names
     "Lambda|__lambda__|TFSMLayer|TorchModuleWrapper|JaxLayer|FlaxLayer": (
-        "code of the file, which is not run: use layers of Keras, or classes named by --import"
+        "code of the file, as Lambda layers are, which is not run: use layers of Keras, or classes "
+        "named by --import"
     ),
     "TFOpLambda|SlicingOpLambda|ClassMethod|TensorFlowOpLayer": (
         "TensorFlow between the layers, as in `inputs / 255.`, which Keras 3 cannot read: use a "
@@ -1074,17 +1075,20 @@ def refuse_foreign(path):
 
 def is_saved_network(path):
     """Whether a file holds a whole Keras network, and not weights alone."""
-    if h5py.is_hdf5(path):  # also under .keras, as Keras wrote it up to 2.11
+    if not h5py.is_hdf5(path):  # as Keras wrote it, also under .keras, up to 2.11
+        return path.suffix == ".keras"
+    try:
         with h5py.File(path) as file:
             return "model_config" in file.attrs
-    return path.suffix == ".keras"
+    except OSError as error:  # which does not name the file
+        raise UserError(f"{path}: {error}") from error
 
 
 def is_of_loading(error):
     """Whether a library raised this over a file or a download; else it is a mistake of ours."""
     library = type(error).__module__.partition(".")[0]
     unnamed = type(error) is Exception  # as keras.utils.get_file raises it
-    return isinstance(error, FILE_ERRORS) or unnamed or library == "tensorflow"
+    return isinstance(error, FILE_ERRORS) or unnamed or library in ("tensorflow", "tarfile")
 
 
 def explain(error):
@@ -1143,9 +1147,11 @@ def import_code(name):
 def load_saved(path):
     """A saved network as Keras builds it, from .keras or HDF5, those of Keras 2 too.
 
-    No code of the file is run. UserError, with the reason, for what stays closed; a file that
-    cannot be read at all raises what h5py and zipfile do (see `is_of_loading`)."""
-    config, version = read_saved(path)
+    No code of the file is run. UserError, with the reason, for what stays closed."""
+    try:
+        config, version = read_saved(path)
+    except FILE_ERRORS as error:
+        raise UserError(f"cannot open the network {path}: {explain(error)}") from error
     for part, (pattern, reason) in itertools.product(parts(config), REFUSED.items()):
         kind = part.get("class_name")
         if isinstance(kind, str) and re.fullmatch(pattern, kind):
