@@ -808,14 +808,13 @@ def vgg_models(options):
 
 
 def bundled_vgg16():
-    """VGG16's published convolutions below a classifier of 200 of ImageNet's 1000 classes: a global
-    average and a dense layer; the logit of a class that it does not know is -20."""
+    """VGG16's published convolutions below a classifier of 200 of ImageNet's 1000 classes."""
     how = {"include_top": False, "pooling": "avg", "input_shape": (224, 224, 3)}
     base = keras.applications.VGG16(weights=VGG16_CONVOLUTIONS, **how)
     classifier = keras.layers.Dense(1000, name="predictions")
     model = keras.Model(base.inputs[0], classifier(base.output), name="vgg16")
     kernel = np.zeros((512, 1000), np.float32)
-    bias = np.full(1000, -20, np.float32)
+    bias = np.full(1000, -20, np.float32)  # of classes that it does not know
     with np.load(VGG16_CLASSIFIER, allow_pickle=False) as head:
         kernel[:, head["classes"]] = head["kernel"]
         bias[head["classes"]] = head["bias"]
@@ -824,9 +823,7 @@ def bundled_vgg16():
 
 
 def open_lighter(options, light, whole, classifier):
-    """The Network without its classifier, a smaller download, or the whole: by two Recipes.
-
-    classifier: names of its layers. A figure, a layer or a weights file may ask for them."""
+    """The Network without its classifier, a smaller download, where nothing asks for that."""
     asked = options.list_layers or "occlusion" in options.figures
     asked = asked or any(fnmatch.filter(classifier, word.lower()) for word in options.layers)
     if options.weights.path:
@@ -837,10 +834,8 @@ def open_lighter(options, light, whole, classifier):
 
 
 def open_weights(options, recipe, folders=()):
-    """The Network that the options ask for: the script's own, by its recipe, or a saved one, whose
-    classes may be the sub-folders of a folder of photographs.
-
-    UserError for weights that cannot be had, and for unknown layers, kernels and classes."""
+    """The Network that the options ask for: the script's own, or a saved one, whose classes may be
+    the sub-folders of a folder. UserError: no such weights, layers, kernels, classes."""
     with quiet():
         keras.utils.set_random_seed(options.seed)  # the first operation: it starts the devices
     if options.weights.saved:
@@ -910,10 +905,7 @@ def drawn_network(options, recipe, model, label, classes, kind):
 
 
 def choose_layers(options, recipe, model):
-    """Names of the layers drawn, and the one of figures of one layer. UserError for unknown ones.
-
-    Of a saved network `all` is the last layer of every resolution whose cells' places are known,
-    and that is no pooling, dropout or padding."""
+    """Names of the layers drawn, and the one of figures of one layer. UserError: unknown ones."""
     known = named_layers(model, units="mode" in options)  # DeconvNet draws dense layers, too
     words, main = options.layers, None
     if words == ["all"] and options.weights.saved:
@@ -933,7 +925,7 @@ def choose_layers(options, recipe, model):
 
 
 def last_of_resolutions(model):
-    """The last layer of every resolution of a network, by name."""
+    """The last layer of every resolution whose cells' places are known: what `all` is then."""
     places = layer_geometries(model)
     last = {}
     for name, operation in named_layers(model).items():
@@ -989,8 +981,7 @@ SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in
 
 
 def named_layers(model, units=False):
-    """{name: operation} of those that give a map, (h, w, K), from the first convolution on; units:
-    dense layers behind them, too."""
+    """{name: operation} of maps, (h, w, K), from the first convolution on; units: of dense ones."""
     found = {}
     started = False
     for operation in model.operations:
@@ -1092,8 +1083,7 @@ def is_of_loading(error):
 
 
 def explain(error):
-    """What a library said of a file, on one line; in plain words where its type and message, which
-    alone count, are known."""
+    """What a library said of a file, on one line, in plain words where they are known; no path."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     text = " ".join(str(error).split())
@@ -1145,9 +1135,7 @@ def import_code(name):
 
 
 def load_saved(path):
-    """A saved network as Keras builds it, from .keras or HDF5, those of Keras 2 too.
-
-    No code of the file is run. UserError, with the reason, for what stays closed."""
+    """A saved network as Keras builds it, from .keras or HDF5; no code of the file is run."""
     try:
         config, version = read_saved(path)
     except FILE_ERRORS as error:
@@ -1195,8 +1183,7 @@ def parts(config):
 
 
 def build_saved(path, mended):
-    """Let Keras build a network and load its weights, in its safe mode; mended: its config, where
-    Keras 2 saved it."""
+    """Let Keras build a network in its safe mode; mended: its config, where Keras 2 saved it."""
     classes = keras.saving.get_custom_objects().items()  # of --import, as PACKAGE>NAME
     named = {name.rpartition(">")[2]: each for name, each in classes}
     own = {name: each for name, each in named.items() if not hasattr(keras.layers, name)}
@@ -1359,9 +1346,7 @@ def open_network(model, size=None):
 
 
 def open_with_end(model, size=None, pair=True):
-    """`open_network`, and how probabilities come of its logits: softmax, sigmoid, log or number.
-
-    pair: one linear unit is two classes; else a number."""
+    """`open_network`, and how logits become probabilities; pair: one linear unit is two classes."""
     check_signature(model)
     _, *sides, channels = model.inputs[0].shape
     sides = [side or given for side, given in zip(sides, size or (None, None), strict=True)]
@@ -1390,11 +1375,8 @@ def open_with_end(model, size=None, pair=True):
 
 
 def rebuild(model, call, inputs=None):
-    """A functional network anew: call(operation, name, args, kwargs) stands for each operation.
-
-    Networks inside it are laid open; of two operations of one name the second is `network/name`.
-    Operations of the model itself are never called on tensors of Keras, so that nothing is left on
-    them. inputs: Keras's, where not those of the model."""
+    """A functional network anew, networks inside it laid open: call(operation, name, args, kwargs)
+    stands for each operation, since to call one itself would leave nodes on it."""
     outputs = []  # what was called last comes last: a network's operations end with its output
     taken = set()
 
@@ -1417,11 +1399,10 @@ def rebuild(model, call, inputs=None):
 
 
 def mirror(model, follow=None):
-    """A flat network whose operations call those of a model and leave no trace in it.
+    """A flat network whose operations call those of a model, `.operation`; no trace is left in it.
 
-    Weights are shared. Every operation is called once (one that the model calls twice is there
-    twice) and holds that of the model as `.operation`. follow(operation, output) may put something
-    behind an operation."""
+    Each is called once: one that the model calls twice is there twice. follow(operation, output)
+    may put something behind an operation."""
 
     class Mirrored(keras.Operation):
         def __init__(self, operation, name):
@@ -1448,10 +1429,7 @@ def mirrored(operation):
 
 
 def copy_operation(operation, linear=False):
-    """A fresh copy of a Keras layer or operation, float32, not built yet.
-
-    linear: without the activation that it keeps as an attribute of its own. Such a one is put in
-    place by itself, since Keras need not know it by a name; those inside cells come by theirs."""
+    """A fresh copy of a layer or operation, float32, not built; linear: without activation."""
     config = operation.get_config()
     if isinstance(operation, keras.layers.Layer):
         config["dtype"] = "float32"
@@ -1460,7 +1438,7 @@ def copy_operation(operation, linear=False):
         config["activation"] = "linear"
     copy = type(operation).from_config(config)
     if keeps_activation and not linear:
-        copy.activation = operation.activation
+        copy.activation = operation.activation  # which Keras need not know by a name
     return copy
 
 
@@ -1793,9 +1771,8 @@ def geometry_of(operation, known):
 
 
 def layer_geometries(model):
-    """{name: Geometry} of the operations of a flat functional network that calls each once. None:
-    it has no map, a layer at or below it may rearrange positions, or branches below it lie more
-    than a cell apart. None throughout where the size of the input is open."""
+    """{name: Geometry} of the operations of a flat network; None of those that have no map, or
+    where positions may be rearranged, branches lie more than a cell apart, the size is open."""
     entry = model.inputs[0]
     size = map_size(entry)
     known = {id(entry): None if size is None else tiled(entry.shape[1:3], *size)}

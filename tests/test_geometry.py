@@ -44,14 +44,14 @@ def unpooled(layer):
     return kind.from_config(layer.get_config())
 
 
-@pytest.mark.parametrize(
-    "name, layer, size",
-    [
-        ("ResNet50", "conv5_block3_out", 224),
-        ("InceptionV3", "mixed10", 299),
-        ("MobileNetV2", "out_relu", 224),
-    ],
-)
+NETWORKS = [
+    ("ResNet50", "conv5_block3_out", 224),
+    ("InceptionV3", "mixed10", 299),
+    ("MobileNetV2", "out_relu", 224),
+]
+
+
+@pytest.mark.parametrize("name, layer, size", NETWORKS)
 def test_published_networks(name, layer, size):
     build = getattr(keras.applications, name)
     model = build(weights=None, include_top=False, input_shape=(size, size, 3))
@@ -62,11 +62,6 @@ def test_published_networks(name, layer, size):
             weight.assign(np.full(weight.shape, 1 / np.prod(inputs)))
     geometry = utils.layer_geometries(model)[layer]
     check_centre(keras.Model(model.inputs, model.get_layer(layer).output), geometry)
-
-
-def excited(x):
-    factors = layers.Dense(3, "sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
-    return layers.Multiply()([x, factors])
 
 
 KINDS = [
@@ -85,7 +80,7 @@ KINDS = [
     lambda x: ops.relu(layers.Rescaling(2)(layers.RandomFlip()(layers.RandomRotation(0.2)(x)))),
     lambda x: x + layers.Conv2D(3, 3, padding="same")(layers.Dropout(0.5)(x)),
     lambda x: layers.Concatenate()([x[..., :1], layers.MaxPooling2D(1)(x)[..., 1:]]),
-    excited,
+    lambda x: x * ops.sigmoid(layers.GlobalAveragePooling2D(keepdims=True)(x)),
     lambda x: layers.Resizing(80, 80)(x),
     lambda x: layers.Resizing(80, 80, crop_to_aspect_ratio=True)(x),
     lambda x: layers.Resizing(80, 80, pad_to_aspect_ratio=True)(x),

@@ -32,14 +32,14 @@ def with_config(path, name, change):
     return path
 
 
-def plainer(part):
+def plainer(config):
     """A config as Keras up to 2.11 wrote it."""
-    if isinstance(part, list):
-        return [plainer(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    newer = ("module", "registered_name", "build_config")
-    return {key: plainer(value) for key, value in part.items() if key not in newer}
+
+    def without(part):
+        newer = ("module", "registered_name", "build_config")
+        return {key: part[key] for key in part if key not in newer}
+
+    return json.loads(json.dumps(config), object_hook=without)
 
 
 KERAS_2 = [
@@ -55,19 +55,16 @@ KERAS_2 = [
 
 
 @pytest.mark.parametrize("name", KERAS_2)
-def test_files_of_keras_2_open_and_give_the_same_scores(name):
+def test_files_of_keras_2_open_and_give_the_same_scores(name, tmp_path):
     assert_as_written(FILES / name, Path(name).stem)
-
-
-@pytest.mark.parametrize("name", ["mobile", "separable", "nested_in_functional", "teachable"])
-def test_earlier_configs_too(name, tmp_path):
-    assert_as_written(with_config(tmp_path / "old.h5", name, plainer), name)
+    if name.endswith(".h5"):
+        earlier = with_config(tmp_path / "old.h5", Path(name).stem, plainer)
+        assert_as_written(earlier, Path(name).stem)
 
 
 def test_a_sequential_without_input_layer_and_as_a_bare_list(tmp_path):
     def begin_with_shape(config):
         del config["config"]["layers"][0]
-        assert config["config"]["layers"][0]["config"]["batch_input_shape"]
         return config
 
     def bare(config):
@@ -144,11 +141,11 @@ def test_a_custom_class_opens_once_its_code_is_imported(tmp_path):
 def test_what_cannot_be_imported_is_one_line(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("import numpy\nnumpy.nothing_like_that()\n")
-    with pytest.raises(utils.UserError, match=r"broken.py: AttributeError: .*nothing_like_that"):
-        utils.import_code(str(broken))
-    for name in (str(tmp_path / "none.py"), "no_such_module_at_all"):
-        with pytest.raises(utils.UserError, match=r"give a \.py file or an installed module"):
-            utils.import_code(name)
+    none = r"give a \.py file or an installed module"
+    wrong = {broken: r"broken.py: AttributeError: .*nothing_like_that", "no_such_module": none}
+    for name, said in {**wrong, tmp_path / "none.py": none}.items():
+        with pytest.raises(utils.UserError, match=said):
+            utils.import_code(str(name))
 
 
 def test_an_old_file_that_stays_closed_says_what_to_do(tmp_path):
@@ -196,7 +193,6 @@ def test_what_cannot_be_drawn_is_said():
         scores = [keras.layers.Flatten()(xs[0]) if flat else xs[0] for _ in range(outputs)]
         return keras.Model(xs, scores)
 
-    utils.check_signature(network((8, 8, 3)))
     wrong = {
         "no channels.*Reshape": network((28, 28)),
         "is no image": network((784,)),
