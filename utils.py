@@ -692,306 +692,17 @@ def read_classes(labels="", count=1000):
 @contextlib.contextmanager
 def plain_keras():
     """Channels last and float32, whatever keras.json or a notebook's policy say; restored after."""
-    backend, policies = keras.config, keras.mixed_precision
-    order, kind, policy = backend.image_data_format(), backend.floatx(), policies.dtype_policy()
-    backend.set_image_data_format("channels_last")
-    backend.set_floatx("float32")
-    policies.set_dtype_policy("float32")
+    config = keras.config
+    order, kind, policy = config.image_data_format(), config.floatx(), config.dtype_policy()
+    config.set_image_data_format("channels_last")
+    config.set_floatx("float32")
+    config.set_dtype_policy("float32")
     try:
         yield
     finally:
-        backend.set_image_data_format(order)
-        backend.set_floatx(kind)
-        policies.set_dtype_policy(policy)
-
-
-SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
-
-
-def rebuild(model, call, inputs=None):
-    """A functional network anew: call(operation, name, args, kwargs) stands for each operation.
-
-    Networks inside it are laid open; of two operations of one name the second is `network/name`.
-    Operations of the model itself are never called on tensors of Keras, so that nothing is left on
-    them. inputs: Keras's, where not those of the model."""
-    outputs = []  # what was called last comes last: a network's operations end with its output
-    taken = set()
-
-    def clone(network, tensors):
-        def call_operation(operation, *args, **kwargs):
-            if isinstance(operation, keras.Model):
-                inside = keras.tree.flatten((args, kwargs))
-                clone(
-                    operation, [each for each in inside if isinstance(each, keras.KerasTensor)][:1]
-                )
-            else:
-                name = re.sub(r"[^A-Za-z0-9_.-]", "_", operation.name)  # what a trace allows
-                while name in taken:
-                    name = f"{network.name}{SLASH}{name}"
-                taken.add(name)
-                outputs.append(call(operation, name, args, kwargs))
-            return outputs[-1]
-
-        flat = keras.Model(network.inputs, network.outputs)  # also of a Sequential
-        return keras.models.clone_model(flat, tensors, lambda layer: layer, call_operation)
-
-    return clone(model, inputs)
-
-
-def mirror(model, follow=None):
-    """A flat network whose operations call those of a model and leave no trace in it.
-
-    Weights are shared. Every operation is called once (one that the model calls twice is there
-    twice) and holds that of the model as `.operation`. follow(operation, output) may put something
-    behind an operation."""
-
-    class Mirrored(keras.Operation):
-        def __init__(self, operation, name):
-            super().__init__(name=name)
-            self.operation = operation
-
-        def call(self, *args, **kwargs):
-            return self.operation(*args, **kwargs)
-
-        def compute_output_spec(self, *args, **kwargs):
-            return self.operation.compute_output_spec(*args, **kwargs)
-
-    def call(operation, name, args, kwargs):
-        kwargs.pop("training", None)  # by default some layers train: the outer call decides
-        output = Mirrored(operation, name)(*args, **kwargs)
-        return follow(operation, output) if follow else output
-
-    return rebuild(model, call)
-
-
-def open_network(model, size=None, pair=True):
-    """A flat functional copy of a Keras network with logits for output, which the methods take.
-
-    model: functional or Sequential, one image in, one vector of class scores out, with networks
-    inside, in any precision. Of two layers of one name the second is `outer/inner`. A softmax or
-    sigmoid at the end is taken off; where it cannot be, outputs are log p of the model's own
-    outputs. One unit with a sigmoid, and with logit z, becomes two classes, -z/2 and z/2; pair: one
-    linear unit does, too. size: (H, W), where the input is open. ValueError: no such network."""
-    return open_with_end(model, size, pair)[0]
-
-
-def open_with_end(model, size=None, pair=True):
-    """`open_network`, and how probabilities come of its logits: softmax, sigmoid, log or number."""
-    check_signature(model)
-    _, *sides, channels = model.inputs[0].shape
-    sides = [side or given for side, given in zip(sides, size or (None, None), strict=True)]
-    if None in sides:
-        raise ValueError("the network takes pictures of any size: give size=(height, width)")
-    end = find_end(mirror(model))
-    copies = []
-
-    def call(operation, name, args, kwargs):
-        if operation is end.operation and not hasattr(operation, "activation"):
-            return keras.tree.flatten((args, kwargs))[0]
-        twin = copy_operation(operation, linear=operation is end.operation)
-        twin.name = name
-        copies.append((operation, twin))
-        return twin(*args, **kwargs)
-
-    with plain_keras():
-        opened = rebuild(model, call, [keras.Input([*sides, channels])])
-        for operation, twin in copies:
-            copy_weights(operation, twin)
-        scores, kind = as_scores(opened.outputs[0], end.kind, pair)
-        return keras.Model(opened.inputs[0], scores, name=model.name), kind
-
-
-def copy_weights(operation, twin):
-    """Give the copy of a layer the layer's weights."""
-    if hasattr(operation, "weights"):
-        twin.set_weights(operation.get_weights())
-    if isinstance(twin, keras.layers.Normalization):
-        twin.finalize_state()  # it works with a copy of its weights
-
-
-def as_scores(output, kind, pair):
-    """Scores of two classes or more, and how they become probabilities; of a number itself."""
-    single = output.shape[-1] == 1
-    if kind == "log":
-        p = keras.ops.concatenate([1 - output, output], axis=-1) if single else output
-        return keras.ops.log(keras.ops.maximum(p, 1e-37)), "log"
-    if not single:
-        return output, "sigmoid" if kind == "sigmoid" else "softmax"
-    if kind == "linear" and not pair:
-        return output, "number"
-    halves = keras.initializers.Constant([[-0.5, 0.5]])
-    name = f"two{SLASH}classes"
-    two = keras.layers.Dense(2, use_bias=False, kernel_initializer=halves, name=name)
-    return two(output), "softmax"
-
-
-class End(NamedTuple):
-    """How a network ends: linear, softmax, sigmoid or log; the operation to be taken off."""
-
-    kind: str
-    operation: object = None
-
-
-PASSING = re.compile(  # what may stand behind a softmax without making anything else of it
-    "linear|identity|reshape|flatten|dropout|average|mean|add|concat|cast|clip|divi|minimum|maximum"
-)
-
-
-def find_end(flat):
-    """The End of a network laid open by `mirror`: is there a softmax or sigmoid, can it go?"""
-    source = {id(each.output): each for each in flat.operations}
-    last = source[id(flat.outputs[0])]
-    if function_name(last.operation) == "log":
-        return End("linear")  # as open_network ends where it could not take a softmax off
-    while function_name(last.operation) in ("linear", "identity", "reshape", "flatten", "dropout"):
-        if getattr(last.operation, "weights", ()):
-            return End("linear")
-        last = source[id(keras.tree.flatten(last.input)[0])]
-    kind = squashing(last.operation)
-    has_weights = bool(getattr(last.operation, "weights", ()))
-    if kind and (has_weights or not squashed(last, source)):
-        return End(kind, last.operation)
-    if kind or (not has_weights and squashed(last, source)):
-        return End("log")
-    return End("linear")
-
-
-def squashed(operation, source):
-    """Whether an operation takes probabilities: a softmax or sigmoid, with no weights since."""
-    for tensor in keras.tree.flatten(operation.input):
-        below = source.get(id(tensor))
-        if below is None or not hasattr(below, "operation"):
-            continue
-        if squashing(below.operation):
-            return True
-        weightless = not getattr(below.operation, "weights", ())
-        passing = weightless and PASSING.search(function_name(below.operation))
-        if passing and squashed(below, source):
-            return True
-    return False
-
-
-def function_name(operation):
-    """The lower-case name of what an operation does last: of its activation, or of itself."""
-    function = getattr(operation, "activation", None) or operation
-    return getattr(function, "__name__", type(function).__name__).lower()
-
-
-def squashing(operation):
-    """softmax, sigmoid, or an empty word for an operation that ends in neither."""
-    found = re.fullmatch("(softmax|sigmoid)(_v2)?", function_name(operation))
-    return found[1] if found else ""
-
-
-def relu_ceiling(operation):
-    """Where a ReLU, alone or as activation, stops growing: infinity, 6 of ReLU6; None: no ReLU."""
-    operation = getattr(operation, "operation", operation)  # of a mirror
-    function = getattr(operation, "activation", operation)
-    sloped = getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0)
-    name = function_name(operation)
-    if name == "relu6":
-        return 6.0
-    if name != "relu" or sloped:
-        return None
-    return getattr(function, "max_value", None) or np.inf
-
-
-def named_layers(model, units=False):
-    """{name: operation} of those that give a map, (h, w, K), from the first convolution on.
-
-    units: dense layers behind them, too."""
-    found = {}
-    started = False
-    for operation in model.operations:
-        started = started or bool(re.search("Conv|Dense", type(operation).__name__))
-        shape = getattr(operation.output, "shape", ())  # none of several outputs
-        is_map = len(shape) == 4 and tuple(shape[1:3]) != (1, 1)
-        is_dense = len(shape) == 2 and hasattr(operation, "kernel")
-        if started and (is_map or (units and is_dense)):
-            found[operation.name.replace(SLASH, "/")] = operation
-    return found
-
-
-def get_operation(model, name):
-    """An operation by the name that people give it. ValueError, with near names, for others."""
-    for operation in model.operations:
-        if operation.name == name.replace("/", SLASH):
-            return operation
-    known = [operation.name for operation in model.operations]
-    raise ValueError(f"{model.name} has no layer {name!r}{suggest(name, known)}")
-
-
-KEPT = weakref.WeakKeyDictionary()  # what was made of each network, which goes when it goes
-
-
-def kept(model, key, make):
-    """What make(model) gives, made once and kept with the network."""
-    made = KEPT.setdefault(model, {})
-    if key not in made:
-        made[key] = make(model)
-    return made[key]
-
-
-def all_passes(flat, tensor, wanted):
-    """Whether some tensors of a mirror, and its output, are computed from one tensor alone."""
-    above = {id(tensor)}
-    for operation in flat.operations:
-        inputs = [id(each) for each in keras.tree.flatten(operation.input)]
-        from_it = [each in above for each in inputs]
-        if any(from_it) and not all(from_it):
-            return False
-        if any(from_it):
-            above.update(id(each) for each in keras.tree.flatten(operation.output))
-    return all(id(each) in above for each in [*wanted, flat.outputs[0]])
-
-
-def in_order(flat, layers):
-    """Names of layers in a network's own order, each once. ValueError for unknown ones."""
-    operations = list(flat.operations)
-    places = {name: operations.index(get_operation(flat, name)) for name in layers}
-    return sorted(places, key=places.get)
-
-
-def check_logits(flat):
-    """ValueError for a network, laid open by `mirror`, whose output is not logits."""
-    if find_end(flat).kind != "linear":
-        raise ValueError(f"{flat.name} ends in a softmax or sigmoid: see utils.open_network")
-
-
-def check_channels(flat):
-    """ValueError for a network, laid open by `mirror`, whose channels come first."""
-    for operation in flat.operations:
-        layer = getattr(operation, "operation", operation)
-        if getattr(layer, "data_format", None) == "channels_first":
-            raise ValueError(f"{layer.name} is channels_first: channels_last is wanted")
-
-
-SINGLY = re.compile("Attention|Einsum|MatMul|Matmul|Dot|RNN|LSTM|GRU|Bidirectional|TimeDistributed")
-
-
-def needs_single_gradients(flat):
-    """Whether a vectorised jacobian may be wrong, as where batches of matrices are multiplied:
-    TensorFlow's oneDNN broadcasts them wrongly (2.21, AVX-512); or where layers are not Keras's."""
-    for operation in flat.operations:
-        layer = getattr(operation, "operation", operation)
-        kind = type(layer)
-        deep = kind.__name__ == "Dense" and len(operation.output.shape) > 2
-        own = kind.__module__.startswith("keras.")
-        if deep or not own or SINGLY.search(kind.__name__):
-            return True
-    return False
-
-
-def breaks_eagerly(flat):
-    """Whether TensorFlow may die of a gradient outside a trace: it computes that of filters, too,
-    and oneDNN's kernel for 1 x 1 filters with strides and few channels writes past its memory."""
-    for operation in flat.operations:
-        layer = getattr(operation, "operation", operation)
-        strided = max(getattr(layer, "strides", (1,))) > 1
-        small = max(getattr(layer, "kernel_size", (3,))) == 1
-        if strided and small and operation.input.shape[-1] < 16:
-            return True
-    return False
+        config.set_image_data_format(order)
+        config.set_floatx(kind)
+        config.set_dtype_policy(policy)
 
 
 @dataclass(frozen=True)
@@ -1033,8 +744,7 @@ class Network:
     def prepare(self, pixels):
         """The network's input of a photograph, float32 (1, H, W, channels)."""
         _, *size, channels = self.model.inputs[0].shape
-        how = self.preprocess, channels, self.fit, self.interpolation
-        return network_input(pixels, size, *how)
+        return network_input(pixels, size, self.preprocess, channels, self.fit, self.interpolation)
 
     def logits(self, x):
         """float32 (N, n_classes) of inputs (N, H, W, channels)."""
@@ -1062,6 +772,10 @@ class Network:
     def geometries(self):
         return layer_geometries(self.model)
 
+    def geometry(self, layer):
+        """Where the cells of a layer lie, or None where that is lost, as it is of dense layers."""
+        return self.geometries.get(get_operation(self.model, layer).name)
+
     def inside(self, layer):
         """Cells of a layer, bool (h, w), that no border of the photograph reaches."""
         shape = get_operation(self.model, layer).output.shape
@@ -1069,16 +783,48 @@ class Network:
             return np.ones((1, 1), bool)
         return inner_cells(self.geometry(layer), *shape[1:3])
 
-    def geometry(self, layer):
-        """Where the cells of a layer lie, or None where that is lost, as it is of dense layers."""
-        return self.geometries.get(get_operation(self.model, layer).name)
+
+def vgg_models(options):
+    """Which VGGs are drawn: one, where its layers are listed, or a file or Image/ holds it."""
+    models = options.models
+    if options.weights.word == "bundled":
+        if "vgg16" not in models:
+            raise UserError("bundled weights are VGG16's: give --models vgg16")
+        if "vgg19" in models:
+            warn("bundled weights are VGG16's: vgg19 is left out")
+        return ["vgg16"]
+    return models[-1:] if options.weights.saved or options.list_layers else models
+
+
+def bundled_vgg16():
+    """VGG16's published convolutions below a classifier of 200 of ImageNet's 1000 classes."""
+    how = {"include_top": False, "pooling": "avg", "input_shape": (224, 224, 3)}
+    base = keras.applications.VGG16(weights=VGG16_CONVOLUTIONS, **how)
+    classifier = keras.layers.Dense(1000, name="predictions")
+    model = keras.Model(base.inputs[0], classifier(base.output), name="vgg16")
+    kernel = np.zeros((512, 1000), np.float32)
+    bias = np.full(1000, -20, np.float32)  # of classes that it does not know
+    with np.load(VGG16_CLASSIFIER, allow_pickle=False) as head:
+        kernel[:, head["classes"]] = head["kernel"]
+        bias[head["classes"]] = head["bias"]
+    classifier.set_weights([kernel, bias])
+    return model
+
+
+def open_lighter(options, light, whole, classifier):
+    """The Network without its classifier, a smaller download, where nothing asks for that."""
+    asked = options.list_layers or "occlusion" in options.figures
+    asked = asked or any(fnmatch.filter(classifier, word.lower()) for word in options.layers)
+    if options.weights.path:
+        file = published_file(options.weights.path, light.files + whole.files)
+        with contextlib.suppress(OSError), h5py.File(file) as weights:
+            asked = asked or any(name in weights for name in classifier)
+    return open_weights(options, whole if asked else light)
 
 
 def open_weights(options, recipe, folders=()):
-    """The Network that the options ask for: the script's own, by its recipe, or a saved one, whose
-    classes may be the sub-folders of a folder of photographs.
-
-    UserError for weights that cannot be had, and for unknown layers, kernels and classes."""
+    """The Network that the options ask for: the script's own, or a saved one, whose classes may be
+    the sub-folders of a folder. UserError: no such weights, layers, kernels, classes."""
     with quiet():
         keras.utils.set_random_seed(options.seed)  # the first operation: it starts the devices
     if options.weights.saved:
@@ -1093,25 +839,22 @@ def open_weights(options, recipe, folders=()):
 
 def load_weights(options, recipe):
     """The script's own model with the weights asked for."""
-    weights, path = options.weights, options.weights.path
-    if weights.word == "random":
-        return recipe.build(None)
-    home = os.environ.get("KERAS_HOME", "~/.keras")
-    hint = f"put {recipe.files[0]} into {home}/models, or give --weights random or a file"
-    if path:
-        hint = f"give {recipe.label}'s weights, or a whole network, saved as mine.keras"
+    word, path = options.weights.word, options.weights.path
     try:
-        if weights.word:
-            return recipe.build(weights.word)
+        if word:
+            return recipe.build(None if word == "random" else word)
         model = recipe.build(None)
         recipe.load(model, published_file(path, recipe.files))
         return model
     except Exception as error:
-        if not isinstance(error, FILE_ERRORS) and type(error) is not Exception:  # that of get_file
+        if not is_of_loading(error):
             raise
-        what = path or f"{weights.word} weights"
-        text = f"cannot load {what} into {recipe.label}: {explain(error)} ({hint})"
-        raise UserError(text) from error
+        home = os.environ.get("KERAS_HOME", "~/.keras")
+        hint = f"put {recipe.files[0]} into {home}/models, or give --weights random or a file"
+        if path:
+            hint = f"give {recipe.label}'s weights, or a whole network, saved as mine.keras"
+        what = f"{path or f'{word} weights'} into {recipe.label}"
+        raise UserError(f"cannot load {what}: {explain(error)} ({hint})") from error
 
 
 def published_file(path, names):
@@ -1122,42 +865,87 @@ def published_file(path, names):
     return there[0] if there else path / names[0]
 
 
-def open_saved(options, recipe, folders):
-    """The Network in a file that holds a whole one."""
-    path = options.weights.path
-    if options.import_:
-        import_code(options.import_)
-    model = load_saved(path)
-    try:
-        count = max(model.outputs[0].shape[-1], 2)
-        labels = read_classes(options.labels, count) if options.labels else None
-        opened, kind = open_with_end(model, recipe.size, pair=bool(labels))
-    except ValueError as error:
-        raise UserError(f"cannot draw the network {path}: {error}") from error
-    if kind == "log":
-        warn(f"{path.name}: its softmax or sigmoid cannot be taken off: maps are those of log p")
-    classes = labels or unlabelled(folders, opened.outputs[0].shape[-1])
-    preprocess = preprocessing(options, opened, recipe)
-    return drawn_network(options, opened, path.stem, None, classes, kind, preprocess)
+def own_network(options, recipe, model):
+    """The Network of the script's own model."""
+    classes = read_classes() if len(model.output.shape) == 2 else ClassNames([], [])
+    network = drawn_network(options, recipe, model, recipe.label, classes, "softmax")
+    if options.weights.word != "bundled" or not recipe.known:
+        return network
+    lines = recipe.known.read_text(encoding="utf-8").splitlines()
+    known = {int(line.split()[0]) for line in lines if line[:1].isdigit()}
+    for index in set(network.selection.indices) - known:
+        what = f"{classes.title(index)}: what they know is in Image/{recipe.known.name}"
+        raise UserError(f"bundled weights do not know {what}")
+    return replace(network, about=f"{recipe.label}, {len(known)} classes")
 
 
-def unlabelled(folders, count):
-    """The ClassNames of a network without labels: as many sub-folders are its classes, sorted, as
-    Keras's image_dataset_from_directory has it."""
-    if len(folders) != count or count == 1000:
-        return read_classes("", count)
-    warn(f"its classes are the sub-folders, sorted: {few(folders)}; --labels names others")
-    return ClassNames([""] * count, list(folders))
+def drawn_network(options, recipe, model, label, classes, kind):
+    """A Network with what the options choose. UserError: unknown layers, kernels, classes."""
+    layers, layer = choose_layers(options, recipe, model)
+    check_kernels(options, model, layers, layer)
+    selection = classes.select(options.classes) if len(classes) else Selection()
+    how = (preprocessing(options, recipe, model), options.fit, options.resize)
+    network = Network(model, label, layers, layer, classes, selection, kind, *how)
+    for name in {*layers, layer}:
+        is_map = len(get_operation(model, name).output.shape) == 4
+        if is_map and options.place == "field" and not network.geometry(name):
+            warn(f"{name}: where its cells lie is not known: its maps are stretched")
+    return network
 
 
-def preprocessing(options, model, recipe):
-    """How pixels are prepared for a saved network: as asked for, or, of its own, not at all."""
-    own, asked, file = own_preprocessing(model), options.preprocess, options.weights.path.name
+def choose_layers(options, recipe, model):
+    """Names of the layers drawn, and the one of figures of one layer. UserError: unknown ones."""
+    known = named_layers(model, units="mode" in options)  # DeconvNet draws dense layers, too
+    words, main = options.layers, None
+    if words == ["all"] and options.weights.saved:
+        words = last_of_resolutions(model)
+    elif words == ["all"]:
+        words, main = recipe.shown, recipe.layer
+    chosen = []
+    for word in words:
+        found = [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())]
+        if not found:
+            hint = suggest(word, known) or ": see --list-layers"
+            raise UserError(f"{model.name} has no layer {word}{hint}")
+        chosen += found
+    if not chosen:
+        raise UserError(f"{model.name} has no layer with a map: see --list-layers")
+    return list(dict.fromkeys(chosen)), main or chosen[-1]
+
+
+def last_of_resolutions(model):
+    """The last layer of every resolution whose cells' places are known: what `all` is then."""
+    places = layer_geometries(model)
+    last = {}
+    for name, operation in named_layers(model).items():
+        idle = re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__)
+        if not idle and places[operation.name]:
+            last[operation.output.shape[1:3]] = name
+    return list(last.values())
+
+
+def check_kernels(options, model, layers, layer):
+    """UserError where kernels are asked for that a layer drawn does not have."""
+    drawn = [layer] if set(options.figures) != {"occlusion"} else []
+    if "occlusion" in options.figures:
+        drawn.append(layers[-1])
+    for name in drawn:
+        count = get_operation(model, name).output.shape[-1]
+        wrong = [kernel for kernel in options.kernels.indices if kernel >= count]
+        if wrong:
+            raise UserError(f"{name} has kernels 0 to {count - 1}, not {wrong[0]}")
+
+
+def preprocessing(options, recipe, model):
+    """How pixels are prepared: as asked for, by default as the script's own network wants it, and
+    not at all for a saved one that begins with preprocessing of its own."""
+    asked, file = options.preprocess, options.weights.path
+    own = own_preprocessing(model) if options.weights.saved else ""
     if own and asked == "auto":
-        warn(f"{file} begins with preprocessing of its own, {own}: --preprocess none")
+        warn(f"{file.name} begins with preprocessing of its own, {own}: --preprocess none")
         return "none"
     if own and asked != "none":
-        warn(f"{file} begins with {own}: if --preprocess {asked} is once too often, say none")
+        warn(f"{file.name} begins with {own}: if --preprocess {asked} is once too often, say none")
     return recipe.preprocess if asked == "auto" else asked
 
 
@@ -1172,117 +960,60 @@ def own_preprocessing(model):
     return ""
 
 
-def own_network(options, recipe, model):
-    """The Network of the script's own model."""
-    classes = read_classes() if len(model.output.shape) == 2 else ClassNames([], [])
-    preprocess = recipe.preprocess if options.preprocess == "auto" else options.preprocess
-    network = drawn_network(options, model, recipe.label, recipe, classes, "softmax", preprocess)
-    if options.weights.word == "bundled" and recipe.known:
-        known = read_known(recipe.known)
-        for index in set(network.selection.indices) - set(known):
-            name, file = classes.title(index), recipe.known.name
-            raise UserError(
-                f"bundled weights do not know {name}: what they know is in Image/{file}"
-            )
-        return replace(network, about=f"{recipe.label}, {len(known)} classes")
-    return network
-
-
-def read_known(path):
-    """Class indices that a text file begins its lines with."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [int(line.split()[0]) for line in lines if line[:1].isdigit()]
-
-
-def drawn_network(options, model, label, recipe, classes, kind, preprocess):
-    """A Network with what the options choose. UserError: unknown layers, kernels, classes."""
-    layers, layer = choose_layers(options, model, recipe)
-    check_kernels(options, model, layers, layer)
-    selection = classes.select(options.classes) if len(classes) else Selection()
-    how = (preprocess, options.fit, options.resize)
-    network = Network(model, label, layers, layer, classes, selection, kind, *how)
-    for name in {*layers, layer}:
-        is_map = len(get_operation(model, name).output.shape) == 4
-        if is_map and options.place == "field" and not network.geometry(name):
-            warn(f"{name}: where its cells lie is not known: its maps are stretched")
-    return network
-
-
 def print_layers(network):
     """The names of layers that may be given, on stdout; the exit code."""
     print(*named_layers(network.model, units=True), sep="\n", file=sys.__stdout__)
     return 0
 
 
-def choose_layers(options, model, recipe):
-    """Names of the layers drawn, and the one of figures of one layer. UserError for unknown ones.
-
-    Without a recipe `all` is the last layer of every resolution whose cells' places are known, and
-    that is no pooling, dropout or padding."""
-    known = named_layers(model, units="mode" in options)  # DeconvNet draws dense layers, too
-    words, main = options.layers, None
-    if words == ["all"] and recipe:
-        words, main = recipe.shown, recipe.layer
-    elif words == ["all"]:
-        words = last_of_resolutions(model)
-    chosen = []
-    for word in words:
-        found = [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())]
-        if not found:
-            hint = suggest(word, known) or ": see --list-layers"
-            raise UserError(f"{model.name} has no layer {word}{hint}")
-        chosen += found
-    if not chosen:
-        raise UserError(f"{model.name} has no layer with a map: see --list-layers")
-    return list(dict.fromkeys(chosen)), main or chosen[-1]
+SLASH = ".."  # stands for the / of `outer/inner`, which Keras does not allow in the name of a layer
 
 
-def last_of_resolutions(model):
-    """The last layer of every resolution of a network, by name."""
-    places = layer_geometries(model)
-    last = {}
-    for name, operation in named_layers(model).items():
-        idle = re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__)
-        if not idle and places.get(operation.name):
-            last[tuple(operation.output.shape[1:3])] = name
-    return list(last.values())
+def named_layers(model, units=False):
+    """{name: operation} of maps, (h, w, K), from the first convolution on; units: of dense ones."""
+    found = {}
+    started = False
+    for operation in model.operations:
+        started = started or bool(re.search("Conv|Dense", type(operation).__name__))
+        shape = getattr(operation.output, "shape", ())  # none of several outputs
+        is_map = len(shape) == 4 and shape[1:3] != (1, 1)
+        is_dense = len(shape) == 2 and hasattr(operation, "kernel")
+        if started and (is_map or (units and is_dense)):
+            found[operation.name.replace(SLASH, "/")] = operation
+    return found
 
 
-def check_kernels(options, model, layers, layer):
-    """UserError where kernels are asked for that a layer drawn does not have."""
-    drawn = [layer] if set(options.figures) != {"occlusion"} else []
-    if "occlusion" in options.figures:
-        drawn.append(layers[-1])
-    for name in drawn:
-        count = get_operation(model, name.replace("/", SLASH)).output.shape[-1]
-        wrong = [kernel for kernel in options.kernels.indices if kernel >= count]
-        if wrong:
-            raise UserError(f"{name} has kernels 0 to {count - 1}, not {wrong[0]}")
+def get_operation(model, name):
+    """An operation by the name that people give it. ValueError, with near names, for others."""
+    for operation in model.operations:
+        if operation.name == name.replace("/", SLASH):
+            return operation
+    known = [operation.name for operation in model.operations]
+    raise ValueError(f"{model.name} has no layer {name!r}{suggest(name, known)}")
 
 
 # --- networks from files ---
 
 
+GRAPH = "is a TensorFlow graph and keeps no layers: give the Keras file that it came from"
+TORCH = "is PyTorch's: build the network in Keras, copy the weights into it, and save it there"
 FOREIGN = {  # endings of networks that are not Keras's, and what to do
     ".tflite": "is TensorFlow Lite's and keeps no layers: give the Keras file that it came from",
-    ".pb": "is a TensorFlow graph and keeps no layers: give the Keras file that it came from",
+    ".pb": GRAPH,
     ".onnx": "is an ONNX network: give the Keras file that it came from, or convert it to Keras",
-    ".pt": "is PyTorch's: build the network in Keras, copy the weights into it, and save it there",
-    ".pth": "is PyTorch's: build the network in Keras, copy the weights into it, and save it there",
+    ".pt": TORCH,
+    ".pth": TORCH,
 }
-SAVED_MODEL = "is a SavedModel: tf_keras.models.load_model opens it, .save('mine.h5') saves it anew"
-CODE = "code of the file, which is not run: use layers of Keras, or classes named by --import"
-CODE_CLASSES = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
-TENSORFLOW = (
-    "TensorFlow between the layers, as in `inputs / 255.`, which Keras 3 cannot read: use a layer "
-    "such as Rescaling, load the weights into that network, and save it anew"
-)
-TENSORFLOW_CLASSES = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "TensorFlowOpLayer")
-REFUSED = dict.fromkeys(CODE_CLASSES, CODE) | dict.fromkeys(TENSORFLOW_CLASSES, TENSORFLOW)
-OLD = (
-    "saved by Keras {}, of which Keras 3 reads only a part: load it there, save the weights, "
-    "and load those into the same network built with Keras 3"
-)
+REFUSED = {  # by patterns of class names
+    "Lambda|__lambda__|TFSMLayer|TorchModuleWrapper|JaxLayer|FlaxLayer": (
+        "code of the file, as Lambda layers are, which is not run: use layers of Keras, or classes "
+        "named by --import"
+    ),
+    "TFOpLambda|SlicingOpLambda|ClassMethod|TensorFlowOpLayer": (
+        "TensorFlow between the layers, as in `inputs / 255.`, which Keras 3 cannot read: use a "
+        "layer such as Rescaling, load the weights into that network, and save it anew"
+    ),
+}
 FILE_ERRORS = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, EOFError)
 FILE_ERRORS += (zipfile.BadZipFile,)  # what libraries raise over a file
 MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other words
@@ -1301,7 +1032,6 @@ MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other
         "it is no network of Keras, or not a whole one"
     ),
 }
-DRAWN = "drawn are networks of one image (height, width, 1 or 3) and one vector of class scores"
 
 
 def refuse_lfs_pointer(path):
@@ -1315,25 +1045,34 @@ def refuse_lfs_pointer(path):
 def refuse_foreign(path):
     """UserError for a network that another library saved, with what to do; costs no TensorFlow."""
     if (path / "saved_model.pb").exists():
-        raise UserError(f"{path} {SAVED_MODEL}")
+        load_it = "tf_keras.models.load_model opens it, .save('mine.h5') saves it anew"
+        raise UserError(f"{path} is a SavedModel: {load_it}")
     if path.is_file():
         refuse_lfs_pointer(path)
     if path.suffix.lower() in FOREIGN:
         raise UserError(f"{path} {FOREIGN[path.suffix.lower()]}")
 
 
+def is_saved_network(path):
+    """Whether a file holds a whole Keras network, and not weights alone."""
+    if not h5py.is_hdf5(path):  # as Keras wrote it, also under .keras, up to 2.11
+        return path.suffix == ".keras"
+    try:
+        with h5py.File(path) as file:
+            return "model_config" in file.attrs
+    except OSError as error:  # which does not name the file
+        raise UserError(f"{path}: {error}") from error
+
+
 def is_of_loading(error):
     """Whether a library raised this over a file or a download; else it is a mistake of ours."""
     library = type(error).__module__.partition(".")[0]
     unnamed = type(error) is Exception  # as keras.utils.get_file raises it
-    return isinstance(error, FILE_ERRORS) or unnamed or library == "tensorflow"
+    return isinstance(error, FILE_ERRORS) or unnamed or library in ("tensorflow", "tarfile")
 
 
 def explain(error):
-    """What a library said of a file, on one line; in plain words where it is known.
-
-    Only the exception's type and its own message count, never the path of the file.
-    """
+    """What a library said of a file, on one line, in plain words where they are known; no path."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     text = " ".join(str(error).split())
@@ -1342,6 +1081,26 @@ def explain(error):
         if match := re.search(pattern, f"{type(error).__name__}: {text}"):
             return match.expand(words)
     return text[:250]
+
+
+def open_saved(options, recipe, folders):
+    """The Network in a file that holds a whole one."""
+    path = options.weights.path
+    if options.import_:
+        import_code(options.import_)
+    model = load_saved(path)
+    try:
+        opened, kind = open_with_end(model, recipe.size, pair=bool(options.labels))
+    except ValueError as error:
+        raise UserError(f"cannot draw the network {path}: {error}") from error
+    if kind == "log":
+        warn(f"{path.name}: its softmax or sigmoid cannot be taken off: maps are those of log p")
+    count = opened.outputs[0].shape[-1]
+    classes = read_classes(options.labels, count)
+    if not options.labels and len(folders) == count != 1000:  # as image_dataset_from_directory
+        warn(f"its classes are the sub-folders, sorted: {few(folders)}; --labels names others")
+        classes = ClassNames([""] * count, list(folders))
+    return drawn_network(options, recipe, opened, path.stem, classes, kind)
 
 
 def import_code(name):
@@ -1364,28 +1123,33 @@ def import_code(name):
         raise UserError(text) from error
 
 
-class SavedNetwork(NamedTuple):
-    """What a file says of the network in it."""
-
-    path: Path
-    version: str  # of Keras
-    config: dict
-
-    @property
-    def is_old(self):
-        return int(self.version.partition(".")[0]) < 3
-
-
-def is_saved_network(path):
-    """Whether a file holds a whole Keras network, and not weights alone."""
-    if h5py.is_hdf5(path):  # also under .keras, as Keras wrote it up to 2.11
-        with h5py.File(path) as file:
-            return "model_config" in file.attrs
-    return path.suffix == ".keras"
+def load_saved(path):
+    """A saved network as Keras builds it, from .keras or HDF5; no code of the file is run."""
+    try:
+        config, version = read_saved(path)
+    except FILE_ERRORS as error:
+        raise UserError(f"cannot open the network {path}: {explain(error)}") from error
+    for part, (pattern, reason) in itertools.product(parts(config), REFUSED.items()):
+        kind = part.get("class_name")
+        if isinstance(kind, str) and re.fullmatch(pattern, kind):
+            name = part.get("name") or kind
+            raise UserError(f"cannot open the network {path}: «{name}» is {reason}")
+    is_old = int(version.partition(".")[0]) < 3
+    mended = mend(config) if is_old else None
+    try:
+        return build_saved(path, mended)
+    except (*FILE_ERRORS, AttributeError) as error:  # only Keras, h5py and zipfile run here
+        reason = explain(error)
+        if is_old and "--import" not in reason:
+            reason += (
+                f" (saved by Keras {version}, of which Keras 3 reads only a part: load it there, "
+                "save the weights, and load those into the same network built with Keras 3)"
+            )
+        raise UserError(f"cannot open the network {path}: {reason}") from error
 
 
 def read_saved(path):
-    """The description of a saved network, .keras or HDF5; nothing is built of it yet."""
+    """The config of a saved network, .keras or HDF5, and the version of Keras that wrote it."""
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
             config = file.attrs["model_config"]
@@ -1394,30 +1158,7 @@ def read_saved(path):
         with zipfile.ZipFile(path) as file:
             config = file.read("config.json")
             version = json.loads(file.read("metadata.json"))["keras_version"]
-    version = version.decode() if isinstance(version, bytes) else version
-    return SavedNetwork(path, version, json.loads(config))
-
-
-def load_saved(path):
-    """A saved network as Keras builds it, from .keras or HDF5, those of Keras 2 too.
-
-    No code of the file is run. UserError, with the reason, for what stays closed; a file that
-    cannot be read at all raises what h5py and zipfile do (see `is_of_loading`).
-    """
-    saved = read_saved(path)
-    for part in parts(saved.config):
-        if reason := REFUSED.get(part.get("class_name")):
-            name = part.get("name") or part["class_name"]
-            raise UserError(f"cannot open the network {path}: «{name}» is {reason}")
-    if saved.is_old:
-        saved = saved._replace(config=mend(saved.config))
-    try:
-        return build_saved(saved)
-    except (*FILE_ERRORS, AttributeError) as error:  # only Keras, h5py and zipfile run here
-        reason = explain(error)
-        if saved.is_old and "--import" not in reason:
-            reason = f"{reason} ({OLD.format(saved.version)})"
-        raise UserError(f"cannot open the network {path}: {reason}") from error
+    return json.loads(config), version.decode() if isinstance(version, bytes) else version
 
 
 def parts(config):
@@ -1430,53 +1171,34 @@ def parts(config):
             yield from parts(each)
 
 
-def build_saved(saved):
-    """Let Keras build a network and load its weights, in its safe mode."""
-    with tempfile.TemporaryDirectory() as folder, imported_classes():
-        weights = weights_file(saved, Path(folder))
-        if not saved.is_old:
-            return keras.saving.load_model(weights, compile=False)
-        model = keras.models.model_from_json(json.dumps(saved.config))
-        model.load_weights(weights)
+def build_saved(path, mended):
+    """Let Keras build a network in its safe mode; mended: its config, where Keras 2 saved it."""
+    classes = keras.saving.get_custom_objects().items()  # of --import, as PACKAGE>NAME
+    named = {name.rpartition(">")[2]: each for name, each in classes}
+    own = {name: each for name, each in named.items() if not hasattr(keras.layers, name)}
+    with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(own):
+        file = readable_copy(path, Path(folder), mended)
+        if not mended:
+            return keras.saving.load_model(file, compile=False)
+        model = keras.models.model_from_json(json.dumps(mended))
+        model.load_weights(file)
         return model
 
 
-def imported_classes():
-    """A scope in which classes of --import also answer to their names without a package."""
-    classes = keras.saving.get_custom_objects().items()
-    named = {name.rpartition(">")[2]: each for name, each in classes}
-    own = {name: each for name, each in named.items() if not hasattr(keras.layers, name)}
-    return keras.saving.custom_object_scope(own)
-
-
-def weights_file(saved, folder):
-    """Where Keras can read the weights: it goes by the file's ending, and by slashes in names.
-
-    Only one kind of file is copied: that of Keras before 3.0 on Windows, whose names of weights
-    hold backslashes (keras issue 18528).
-    """
-    if h5py.is_hdf5(saved.path):
-        if re.search(r"(?<!\.weights)\.(h5|hdf5)$", saved.path.name):
-            return saved.path
-        alias = folder / "network.h5"
-        try:
-            alias.symlink_to(saved.path.resolve())
-        except OSError:  # Windows keeps links for administrators
-            shutil.copyfile(saved.path, alias)
-        return alias
-    if not saved.is_old:
-        return saved.path
-    mended = folder / "network.weights.h5"
-    with zipfile.ZipFile(saved.path) as archive:
-        with h5py.File(archive.open("model.weights.h5")) as file:
-            wrong = [name for name in file if "\\" in name]
-        if not wrong:
-            return saved.path
-        mended.write_bytes(archive.read("model.weights.h5"))
-    with h5py.File(mended, "r+") as file:
-        for name in wrong:
+def readable_copy(path, folder, is_old):
+    """A saved network's file, or a copy where Keras would not read it under its name, or for the
+    backslashes in names of weights that Keras before 3.0 wrote on Windows (keras issue 18528)."""
+    if h5py.is_hdf5(path):
+        plain = re.search(r"(?<!\.weights)\.(h5|hdf5)$", path.name)
+        return path if plain else shutil.copyfile(path, folder / "network.h5")
+    if not is_old:
+        return path
+    with zipfile.ZipFile(path) as archive:
+        weights = Path(archive.extract("model.weights.h5", folder))
+    with h5py.File(weights, "r+") as file:
+        for name in [name for name in file if "\\" in name]:
             file.move(name, name.replace("\\", "/"))
-    return mended
+    return weights
 
 
 # --- configs of Keras 2, as Keras 3 reads them ---
@@ -1580,35 +1302,123 @@ def mend_arguments(kind, config):
 
 def check_signature(model):
     """ValueError that says which inputs or outputs of a network are others than those drawn."""
+    drawn = "drawn are networks of one image (height, width, 1 or 3) and one vector of class scores"
     inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
     if not inputs or not outputs:
-        raise ValueError(f"it is no functional or Sequential network of known sizes: {DRAWN}")
-    shape, scores = tuple(inputs[0].shape[1:]), tuple(outputs[0].shape[1:])
-    wrong = ""
-    if len(inputs) > 1:
-        wrong = f"it has {len(inputs)} inputs"
-    elif len(outputs) > 1:
-        wrong = f"it has {len(outputs)} outputs"
-    elif len(shape) == 2:
-        wrong = f"its input {shape} has no channels (put an Input and a Reshape before it)"
-    elif len(shape) != 3:
-        wrong = f"its input {shape} is no image"
-    elif shape[2] not in (1, 3):
-        wrong = f"its image {shape} has {shape[2]} channels"
-        if shape[0] in (1, 3):
-            wrong = f"its image {shape} is channels_first"
-    elif len(scores) != 1:
-        wrong = f"its output {scores} has {len(scores)} dimensions"
-    if wrong:
-        raise ValueError(f"{wrong}: {DRAWN}")
+        raise ValueError(f"it is no functional or Sequential network of known sizes: {drawn}")
+    shape, scores = inputs[0].shape[1:], outputs[0].shape[1:]
+    last = shape[-1] if shape else None
+    bare = "has no channels (put an Input and a Reshape before it)"
+    faults = {
+        f"it has {len(inputs)} inputs": len(inputs) > 1,
+        f"it has {len(outputs)} outputs": len(outputs) > 1,
+        f"its input {shape} {bare}": len(shape) == 2,
+        f"its input {shape} is no image": len(shape) != 3,
+        f"its image {shape} is channels_first": last not in (1, 3) and shape[:1] in ((1,), (3,)),
+        f"its image {shape} has {last} channels": last not in (1, 3),
+        f"its output {scores} has {len(scores)} dimensions": len(scores) != 1,
+    }
+    for fault, found in faults.items():
+        if found:
+            raise ValueError(f"{fault}: {drawn}")
+
+
+def open_network(model, size=None):
+    """A flat functional copy of a Keras network with logits for output, which the methods take.
+
+    model: functional or Sequential, one image in, one vector of class scores out, with networks
+    inside, in any precision. Of two layers of one name the second is `outer/inner`. A softmax or
+    sigmoid at the end is taken off; where it cannot be, outputs are log p of the model's own
+    outputs. One unit, with logit z, becomes two classes, -z/2 and z/2. size: (H, W), where the
+    input is open. ValueError: no such network."""
+    return open_with_end(model, size)[0]
+
+
+def open_with_end(model, size=None, pair=True):
+    """`open_network`, and how logits become probabilities; pair: one linear unit is two classes."""
+    check_signature(model)
+    _, *sides, channels = model.inputs[0].shape
+    sides = [side or given for side, given in zip(sides, size or (None, None), strict=True)]
+    if None in sides:
+        raise ValueError("the network takes pictures of any size: give size=(height, width)")
+    end, last = find_end(mirror(model))
+    copies = []
+
+    def call(operation, name, args, kwargs):
+        if operation is last and not hasattr(operation, "activation"):
+            return keras.tree.flatten((args, kwargs))[0]
+        twin = copy_operation(operation, linear=operation is last)
+        twin.name = name
+        copies.append((operation, twin))
+        return twin(*args, **kwargs)
+
+    with plain_keras():
+        opened = rebuild(model, call, [keras.Input([*sides, channels])])
+        for operation, twin in copies:
+            if hasattr(operation, "weights"):
+                twin.set_weights(operation.get_weights())
+            if isinstance(twin, keras.layers.Normalization):
+                twin.finalize_state()  # it works with a copy of its weights
+        scores, kind = as_scores(opened.outputs[0], end, pair)
+        return keras.Model(opened.inputs[0], scores, name=model.name), kind
+
+
+def rebuild(model, call, inputs=None):
+    """A functional network anew, networks inside it laid open: call(operation, name, args, kwargs)
+    stands for each operation, since to call one itself would leave nodes on it."""
+    outputs = []  # what was called last comes last: a network's operations end with its output
+    taken = set()
+
+    def clone(network, tensors):
+        def call_operation(operation, *args, **kwargs):
+            if isinstance(operation, keras.Model):
+                clone(operation, keras.tree.flatten((args, kwargs))[:1])
+                return outputs[-1]
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", operation.name)  # what a trace allows
+            while name in taken:
+                name = f"{network.name}{SLASH}{name}"
+            taken.add(name)
+            outputs.append(call(operation, name, args, kwargs))
+            return outputs[-1]
+
+        flat = keras.Model(network.inputs, network.outputs)  # also of a Sequential
+        return keras.models.clone_model(flat, tensors, lambda layer: layer, call_operation)
+
+    return clone(model, inputs)
+
+
+def mirror(model, follow=None):
+    """A flat network whose operations call those of a model, `.operation`; no trace is left in it.
+
+    Each is called once: one that the model calls twice is there twice. follow(operation, output)
+    may put something behind an operation."""
+
+    class Mirrored(keras.Operation):
+        def __init__(self, operation, name):
+            super().__init__(name=name)
+            self.operation = operation
+
+        def call(self, *args, **kwargs):
+            return self.operation(*args, **kwargs)
+
+        def compute_output_spec(self, *args, **kwargs):
+            return self.operation.compute_output_spec(*args, **kwargs)
+
+    def call(operation, name, args, kwargs):
+        kwargs.pop("training", None)  # by default some layers train: the outer call decides
+        output = Mirrored(operation, name)(*args, **kwargs)
+        return follow(operation, output) if follow else output
+
+    return rebuild(model, call)
+
+
+def mirrored(operation):
+    """The operation of the model that one of a mirror calls; any other itself."""
+    return getattr(operation, "operation", operation)
 
 
 def copy_operation(operation, linear=False):
-    """A fresh copy of a Keras layer or operation, float32, not built yet.
-
-    linear: without the activation that it keeps as an attribute of its own. Such a one is put in
-    place by itself, since Keras need not know it by a name; those inside cells come by theirs.
-    """
+    """A fresh copy of a layer or operation, float32, not built; linear: without activation."""
     config = operation.get_config()
     if isinstance(operation, keras.layers.Layer):
         config["dtype"] = "float32"
@@ -1617,63 +1427,156 @@ def copy_operation(operation, linear=False):
         config["activation"] = "linear"
     copy = type(operation).from_config(config)
     if keeps_activation and not linear:
-        copy.activation = operation.activation
+        copy.activation = operation.activation  # which Keras need not know by a name
     return copy
 
 
-def bundled_vgg16():
-    """VGG16's published convolutions below a classifier of 200 of ImageNet's 1000 classes: a global
-    average and a dense layer; the logit of a class that it does not know is -20."""
-    base = keras.applications.VGG16(
-        weights=VGG16_CONVOLUTIONS, include_top=False, input_shape=(224, 224, 3)
-    )
-    average = keras.layers.GlobalAveragePooling2D(name="average")(base.output)
-    classifier = keras.layers.Dense(1000, name="predictions")
-    model = keras.Model(base.inputs[0], classifier(average), name="vgg16")
-    with np.load(VGG16_CLASSIFIER, allow_pickle=False) as head:
-        kernel = np.zeros((512, 1000), np.float32)
-        bias = np.full(1000, -20, np.float32)
-        kernel[:, head["classes"]] = head["kernel"]
-        bias[head["classes"]] = head["bias"]
-    classifier.set_weights([kernel, bias])
-    return model
+def as_scores(output, end, pair):
+    """Scores of two classes or more, and how they become probabilities; of a number itself."""
+    single = output.shape[-1] == 1
+    if end == "log":
+        p = keras.ops.concatenate([1 - output, output], axis=-1) if single else output
+        return keras.ops.log(keras.ops.maximum(p, 1e-37)), "log"
+    if not single:
+        return output, "sigmoid" if end == "sigmoid" else "softmax"
+    if end == "linear" and not pair:
+        return output, "number"
+    halves = keras.initializers.Constant([[-0.5, 0.5]])
+    name = f"two{SLASH}classes"
+    two = keras.layers.Dense(2, use_bias=False, kernel_initializer=halves, name=name)
+    return two(output), "softmax"
 
 
-def open_lighter(options, light, whole, classifier):
-    """The Network without its classifier, a smaller download, or the whole: by two Recipes.
-
-    classifier: names of its layers. A figure, a layer or a weights file may ask for them."""
-    asked = [name for word in options.layers for name in fnmatch.filter(classifier, word.lower())]
-    if options.list_layers or "occlusion" in options.figures or asked:
-        return open_weights(options, whole)
-    path = options.weights.path
-    if path and holds_classifier(published_file(path, light.files + whole.files)):
-        return open_weights(options, whole)
-    return open_weights(options, light)
+PASSING = re.compile(  # what may stand behind a softmax without making anything else of it
+    "linear|identity|reshape|flatten|dropout|average|mean|add|concat|cast|clip|divi|minimum|maximum"
+)
 
 
-def vgg_models(options):
-    """Which VGGs are drawn: one, where its layers are listed, or a file or Image/ holds it."""
-    models = options.models
-    if options.weights.word == "bundled":
-        if "vgg16" not in models:
-            raise UserError("bundled weights are VGG16's: give --models vgg16")
-        if "vgg19" in models:
-            warn("bundled weights are VGG16's: vgg19 is left out")
-        return ["vgg16"]
-    return models[-1:] if options.weights.saved or options.list_layers else models
+def find_end(flat):
+    """How a network laid open by `mirror` ends, linear, softmax, sigmoid or log (where a softmax or
+    sigmoid cannot go), and the operation to be taken off, or None."""
+    source = {id(each.output): each for each in flat.operations}
+    last = source[id(flat.outputs[0])]
+    if function_name(last) == "log":
+        return "linear", None  # as open_network ends where it could not take a softmax off
+    passive = ("linear", "identity", "reshape", "flatten", "dropout")
+    while function_name(last) in passive and not has_weights(last):
+        last = source[id(keras.tree.flatten(last.input)[0])]
+    if takes_probabilities(last, source):
+        return "log", None
+    kind = squashing(last)
+    return (kind, last.operation) if kind else ("linear", None)
 
 
-def lit_span(lit, reach=0):
-    """The slice from the first that is lit to the last, bool (n,), wider by a reach."""
-    places = np.flatnonzero(lit) if lit.any() else np.zeros(1, int)
-    return slice(max(places[0] - reach, 0), min(places[-1] + reach + 1, len(lit)))
+def takes_probabilities(operation, source):
+    """Whether an operation without weights follows a softmax or sigmoid, with no weights since."""
+    if has_weights(operation):
+        return False
+    for tensor in keras.tree.flatten(operation.input):
+        below = source.get(id(tensor))
+        if below is None:
+            continue
+        passing = PASSING.search(function_name(below))
+        if squashing(below) or (passing and takes_probabilities(below, source)):
+            return True
+    return False
 
 
-def holds_classifier(path):
-    """Whether a file of Keras's published weights holds the classifier, too."""
-    with contextlib.suppress(OSError), h5py.File(path) as file:
-        return any(re.fullmatch("fc1|predictions", name) for name in file)
+def has_weights(operation):
+    return bool(getattr(mirrored(operation), "weights", ()))
+
+
+def function_name(operation):
+    """The lower-case name of what an operation does last: of its activation, or of itself."""
+    operation = mirrored(operation)
+    function = getattr(operation, "activation", None) or operation
+    return getattr(function, "__name__", type(function).__name__).lower()
+
+
+def squashing(operation):
+    """softmax, sigmoid, or an empty word for an operation that ends in neither."""
+    found = re.fullmatch("(softmax|sigmoid)(_v2)?", function_name(operation))
+    return found[1] if found else ""
+
+
+def relu_ceiling(operation):
+    """Where a ReLU, alone or as activation, stops growing: infinity, 6 of ReLU6; None: no ReLU."""
+    name = function_name(operation)
+    function = getattr(mirrored(operation), "activation", mirrored(operation))
+    sloped = getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0)
+    if name == "relu6":
+        return 6.0
+    if name != "relu" or sloped:
+        return None
+    return getattr(function, "max_value", None) or np.inf
+
+
+KEPT = weakref.WeakKeyDictionary()  # what was made of each network, which goes when it goes
+
+
+def kept(model, key, make):
+    """What make(model) gives, made once and kept with the network."""
+    made = KEPT.setdefault(model, {})
+    if key not in made:
+        made[key] = make(model)
+    return made[key]
+
+
+def in_order(flat, layers):
+    """Names of layers in a network's own order, each once. ValueError for unknown ones."""
+    operations = list(flat.operations)
+    places = {name: operations.index(get_operation(flat, name)) for name in layers}
+    return sorted(places, key=places.get)
+
+
+def all_passes(flat, tensor, wanted):
+    """Whether some tensors of a mirror, and its output, are computed from one tensor alone."""
+    above = {id(tensor)}
+    for operation in flat.operations:
+        from_it = [id(each) in above for each in keras.tree.flatten(operation.input)]
+        if any(from_it) and not all(from_it):
+            return False
+        if any(from_it):
+            above.update(id(each) for each in keras.tree.flatten(operation.output))
+    return all(id(each) in above for each in [*wanted, flat.outputs[0]])
+
+
+def check_logits(flat):
+    """ValueError for a network, laid open by `mirror`, whose output is not logits."""
+    if find_end(flat)[0] != "linear":
+        raise ValueError(f"{flat.name} ends in a softmax or sigmoid: see utils.open_network")
+
+
+def check_channels(flat):
+    """ValueError for a network, laid open by `mirror`, whose channels come first."""
+    for layer in map(mirrored, flat.operations):
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise ValueError(f"{layer.name} is channels_first: channels_last is wanted")
+
+
+SINGLY = re.compile("Attention|Einsum|MatMul|Matmul|Dot|RNN|LSTM|GRU|Bidirectional|TimeDistributed")
+
+
+def needs_single_gradients(flat):
+    """Whether a vectorised jacobian may be wrong, as where batches of matrices are multiplied:
+    TensorFlow's oneDNN broadcasts them wrongly (2.21, AVX-512); or where layers are not Keras's."""
+    for operation in flat.operations:
+        kind = type(mirrored(operation))
+        deep = kind.__name__ == "Dense" and len(operation.output.shape) > 2
+        if deep or SINGLY.search(kind.__name__) or not kind.__module__.startswith("keras."):
+            return True
+    return False
+
+
+def breaks_eagerly(flat):
+    """Whether TensorFlow may die of a gradient outside a trace: it computes that of filters, too,
+    and oneDNN's kernel for 1 x 1 filters with strides and few channels writes past its memory."""
+    for operation in flat.operations:
+        layer = mirrored(operation)
+        strided = max(getattr(layer, "strides", (1,))) > 1
+        small = max(getattr(layer, "kernel_size", (3,))) == 1
+        if strided and small and operation.input.shape[-1] < 16:
+            return True
     return False
 
 
@@ -1701,14 +1604,6 @@ class Window(NamedTuple):
     step: np.ndarray
     reach: np.ndarray  # how far an output cell reads on either side of its centre
     crops: bool = False  # the network does not see what lies beyond the outermost cells
-
-
-def tiled(size, height, width, fit="squeeze"):
-    """Geometry of a map (height, width) stretched over the whole of a network's input (H, W)."""
-    sides = np.float32(size)
-    step = np.float32(sides / (height, width))
-    cells, whole = np.stack([step / 2, step], axis=1), np.stack([0 * sides, sides], axis=1)
-    return Geometry(cells, tuple(size), whole, step / 2, fit)
 
 
 def fitted(size, target, fit):
@@ -1755,21 +1650,20 @@ def resized(layer, size, out):
 
 def centre_cropped(layer, size, out):
     """Window of CenterCrop, which enlarges what is smaller than it."""
-    enlarged = (size < out).any()
-    return stretched(*fitted(size, out, "crop") if enlarged else ((size - out) // 2, out), out)
+    if (size < out).any():
+        return stretched(*fitted(size, out, "crop"), out)
+    return stretched((size - out) // 2, out, out)
 
 
 def sliced(operation, size, out):
     """Window of x[key]; a step is not positive where the key mirrors or drops rows or columns."""
     call = operation._inbound_nodes[0].arguments
     key = call.kwargs.get("key", call.args[-1])
-    channels = operation.input.shape[3:]
-    values = int(np.prod(channels))
-    numbers = np.arange(size.prod() * values).reshape(1, *size, *channels) // values
-    taken = numbers[key].reshape(*out, -1)[:, :, 0]
-    down, right = np.diff(taken[:2, 0]).sum() // size[1], np.diff(taken[0, :2]).sum()
-    start = np.array(np.divmod(taken[0, 0], size[1]))
-    return Window(start, np.where(out > 1, (down, right), 1), np.zeros(2), crops=True)
+    positions = np.indices((1, *size, *operation.input.shape[3:]))[1:3]  # y and x of every value
+    taken = np.stack([each[key] for each in positions]).reshape(2, *out, -1)[..., 0]
+    first, last = taken[:, 0, 0], taken[:, -1, -1]
+    step = np.where(out > 1, (last - first) / np.maximum(out - 1, 1), 1)
+    return Window(first, step, np.zeros(2), crops=True)
 
 
 # Layers (augmentation among them, which is inactive) and operations that keep positions
@@ -1807,22 +1701,24 @@ WINDOWS = {  # by class, given the layer (or operation) and height and width of 
 
 def window_of(layer, size, out):
     """Window of a layer; None where it is not known to leave positions in their order."""
-    rules = [WINDOWS[kind.__name__] for kind in type(layer).__mro__ if kind.__name__ in WINDOWS]
-    window = rules[0](layer, size, out) if rules else None
-    return window if window and np.all(window.step > 0) else None
+    for kind in type(layer).__mro__:
+        if kind.__name__ in WINDOWS:
+            window = WINDOWS[kind.__name__](layer, size, out)
+            return window if window and np.all(window.step > 0) else None
+    return None
 
 
 def above(below, window, out):
     """Geometry of `out` cells that lie by a window in those of the geometry below."""
     offset, step = below.cells.T
-    cells = np.stack([offset + window.shift * step, window.step * step], axis=1)
-    seen = below.seen.copy()
+    first, wider = offset + window.shift * step, window.step * step
+    seen = below.seen
     if window.crops:
         beyond = below.reach - step / 2  # what a cell reads of its neighbours' tiles
-        edges = cells[:, :1] + cells[:, 1:] * np.stack([0 * out - 0.5, out - 0.5], axis=1)
-        seen[:, 0] = np.maximum(seen[:, 0], edges[:, 0] - beyond)
-        seen[:, 1] = np.minimum(seen[:, 1], edges[:, 1] + beyond)
-    reach = below.reach + window.reach * step
+        start = np.maximum(seen[:, 0], first - wider / 2 - beyond)
+        end = np.minimum(seen[:, 1], first + wider * (out - 0.5) + beyond)
+        seen = np.stack([start, end], axis=1)
+    cells, reach = np.stack([first, wider], axis=1), below.reach + window.reach * step
     return replace(below, cells=np.float32(cells), seen=seen, reach=np.float32(reach))
 
 
@@ -1830,20 +1726,14 @@ def merged(branches, out):
     """Mean geometry of branches of `out` cells; None where they lie more than a cell apart."""
     cells = np.stack([branch.cells for branch in branches])
     mean = cells.mean(axis=0)
-    difference = cells - mean
-    ends = difference[..., 0], difference[..., 0] + (out - 1) * difference[..., 1]
-    apart = np.abs(ends).max(axis=0)  # branch, axis
+    offset, step = np.moveaxis(cells - mean, -1, 0)  # (branches, 2) each
+    apart = np.maximum(np.abs(offset), np.abs(offset + (out - 1) * step))
     if (apart > mean[:, 1]).any():
         return None
     seen = np.stack([branch.seen for branch in branches])
     seen = np.stack([seen[..., 0].min(axis=0), seen[..., 1].max(axis=0)], axis=1)
     reach = np.max(apart + [branch.reach for branch in branches], axis=0)
     return replace(branches[0], cells=mean, seen=seen, reach=np.float32(reach))
-
-
-def listed(tensors):
-    """The input or output of an operation as a list."""
-    return tensors if isinstance(tensors, list) else [tensors]
 
 
 def map_size(tensor):
@@ -1854,14 +1744,13 @@ def map_size(tensor):
 
 def geometry_of(operation, known):
     """Geometry of an operation's output, given {id of tensor: Geometry or None} of its inputs."""
-    layer = getattr(operation, "operation", operation)
-    out = map_size(listed(operation.output)[0])
+    out = map_size(keras.tree.flatten(operation.output)[0])
     branches = []
-    for tensor in listed(operation.input):
+    for tensor in keras.tree.flatten(operation.input):
         size = map_size(tensor)
         if out is None or size is None:
             continue
-        window = window_of(layer, size, out)
+        window = window_of(mirrored(operation), size, out)
         if window is KEEPS and (size != out).any():
             continue  # a factor for every channel, as in squeeze-and-excitation
         if window is None or known[id(tensor)] is None:
@@ -1871,19 +1760,26 @@ def geometry_of(operation, known):
 
 
 def layer_geometries(model):
-    """{name: Geometry} of the operations of a flat functional network that calls each once. None:
-    it has no map, a layer at or below it may rearrange positions, or branches below it lie more
-    than a cell apart. None throughout where the size of the input is open."""
+    """{name: Geometry} of the operations of a flat network; None of those that have no map, or
+    where positions may be rearranged, branches lie more than a cell apart, the size is open."""
     entry = model.inputs[0]
     size = map_size(entry)
     known = {id(entry): None if size is None else tiled(entry.shape[1:3], *size)}
     geometries = {}
     for operation in model.operations:
-        outputs = listed(operation.output)
+        outputs = keras.tree.flatten(operation.output)
         geometry = known.get(id(outputs[0])) or geometry_of(operation, known)
         known.update((id(tensor), geometry) for tensor in outputs)
         geometries[operation.name] = geometry
     return geometries
+
+
+def tiled(size, height, width, fit="squeeze"):
+    """Geometry of a map (height, width) stretched over the whole of a network's input (H, W)."""
+    sides = np.float32(size)
+    step = np.float32(sides / (height, width))
+    cells, whole = np.stack([step / 2, step], axis=1), np.stack([0 * sides, sides], axis=1)
+    return Geometry(cells, tuple(size), whole, step / 2, fit)
 
 
 def inner_cells(geometry, height, width):
@@ -1891,8 +1787,9 @@ def inner_cells(geometry, height, width):
     same shape. Their receptive field lies inside it; a field wider than half of it counts as half,
     since most weight is in a field's middle (Luo et al. 2016): block5_conv3 of VGG16 reads 196 of
     224 pixels, and has 8 x 8 inner cells of 14 x 14. All cells where none are, or geometry None."""
+    if geometry is None:
+        return np.ones((height, width), bool)
     inside = []
-    geometry = geometry or replace(tiled((height, width), height, width), reach=np.zeros(2))
     for axis, count in enumerate((height, width)):
         offset, step = geometry.cells[axis]
         first, last = geometry.seen[axis]
@@ -1901,6 +1798,12 @@ def inner_cells(geometry, height, width):
         within = (centres - first >= margin) & (last - centres >= margin)
         inside.append(within if within.any() else np.ones(count, bool))
     return np.logical_and.outer(*inside)
+
+
+def lit_span(lit, reach=0):
+    """The slice from the first that is lit to the last, bool (n,), wider by a reach."""
+    places = np.flatnonzero(lit) if lit.any() else np.zeros(1, int)
+    return slice(max(places[0] - reach, 0), min(places[-1] + reach + 1, len(lit)))
 
 
 def cubic(positions, count):
@@ -1942,9 +1845,9 @@ def dim(photo, geometry):
     """A copy of a photograph, uint8 (H, W, 3), dark where the network did not see it."""
     if geometry is None:
         return photo.copy()
-    rows, columns = seen_box(geometry, *photo.shape[:2])
+    seen = seen_box(geometry, *photo.shape[:2])
     dimmed = photo // 3
-    dimmed[rows, columns] = photo[rows, columns]
+    dimmed[seen] = photo[seen]
     return dimmed
 
 

@@ -32,14 +32,14 @@ def with_config(path, name, change):
     return path
 
 
-def plainer(part):
+def plainer(config):
     """A config as Keras up to 2.11 wrote it."""
-    if isinstance(part, list):
-        return [plainer(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    newer = ("module", "registered_name", "build_config")
-    return {key: plainer(value) for key, value in part.items() if key not in newer}
+
+    def without(part):
+        newer = ("module", "registered_name", "build_config")
+        return {key: part[key] for key in part if key not in newer}
+
+    return json.loads(json.dumps(config), object_hook=without)
 
 
 KERAS_2 = [
@@ -55,19 +55,16 @@ KERAS_2 = [
 
 
 @pytest.mark.parametrize("name", KERAS_2)
-def test_files_of_keras_2_open_and_give_the_same_scores(name):
+def test_files_of_keras_2_open_and_give_the_same_scores(name, tmp_path):
     assert_as_written(FILES / name, Path(name).stem)
-
-
-@pytest.mark.parametrize("name", ["mobile", "separable", "nested_in_functional", "teachable"])
-def test_earlier_configs_too(name, tmp_path):
-    assert_as_written(with_config(tmp_path / "old.h5", name, plainer), name)
+    if name.endswith(".h5"):
+        earlier = with_config(tmp_path / "old.h5", Path(name).stem, plainer)
+        assert_as_written(earlier, Path(name).stem)
 
 
 def test_a_sequential_without_input_layer_and_as_a_bare_list(tmp_path):
     def begin_with_shape(config):
         del config["config"]["layers"][0]
-        assert config["config"]["layers"][0]["config"]["batch_input_shape"]
         return config
 
     def bare(config):
@@ -101,15 +98,6 @@ def test_weights_named_with_backslashes(tmp_path):
         for name, content in parts.items():
             archive.writestr(name, content)
     assert_as_written(tmp_path / "windows.keras", "nested_in_functional")
-
-
-def test_files_of_keras_3(tmp_path):
-    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, groups=1)])
-    x = np.ones((1, 8, 8, 3), np.float32)
-    for name in ("new.keras", "new.h5"):
-        model.save(tmp_path / name)
-        opened = utils.load_saved(tmp_path / name)
-        np.testing.assert_array_equal(opened(x), model(x))
 
 
 def test_code_in_a_file_is_not_run():
@@ -153,11 +141,11 @@ def test_a_custom_class_opens_once_its_code_is_imported(tmp_path):
 def test_what_cannot_be_imported_is_one_line(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("import numpy\nnumpy.nothing_like_that()\n")
-    with pytest.raises(utils.UserError, match=r"broken.py: AttributeError: .*nothing_like_that"):
-        utils.import_code(str(broken))
-    for name in (str(tmp_path / "none.py"), "no_such_module_at_all"):
-        with pytest.raises(utils.UserError, match=r"give a \.py file or an installed module"):
-            utils.import_code(name)
+    none = r"give a \.py file or an installed module"
+    wrong = {broken: r"broken.py: AttributeError: .*nothing_like_that", "no_such_module": none}
+    for name, said in {**wrong, tmp_path / "none.py": none}.items():
+        with pytest.raises(utils.UserError, match=said):
+            utils.import_code(str(name))
 
 
 def test_an_old_file_that_stays_closed_says_what_to_do(tmp_path):
@@ -170,24 +158,18 @@ def test_an_old_file_that_stays_closed_says_what_to_do(tmp_path):
         utils.load_saved(path)
 
 
-def test_networks_of_other_libraries(tmp_path):
+def test_networks_of_other_libraries_and_pointers_of_git_lfs(tmp_path):
     for name in ("a.tflite", "a.ONNX", "a.pt", "a.pth", "a.pb"):
         (tmp_path / name).write_bytes(b"something")
         with pytest.raises(utils.UserError, match=r"(Lite|ONNX|PyTorch|graph).*Keras"):
             utils.refuse_foreign(tmp_path / name)
-
-
-def test_a_saved_model_and_a_pointer_of_git_lfs(tmp_path):
-    (tmp_path / "folder").mkdir()
-    utils.refuse_foreign(tmp_path / "folder")
-    (tmp_path / "folder" / "saved_model.pb").touch()
+    utils.refuse_foreign(tmp_path)
+    (tmp_path / "saved_model.pb").touch()
     with pytest.raises(utils.UserError, match=r"SavedModel.*mine\.h5"):
-        utils.refuse_foreign(tmp_path / "folder")
-    for name in ("cat.jpg", "mine.h5"):
-        text = "version https://git-lfs.github.com/spec/v1\noid sha256:58ff\nsize 16273237\n"
-        (tmp_path / name).write_text(text)
-        with pytest.raises(utils.UserError, match="git lfs pull"):
-            utils.refuse_lfs_pointer(tmp_path / name)
+        utils.refuse_foreign(tmp_path)
+    (tmp_path / "mine.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:58ff")
+    with pytest.raises(utils.UserError, match="git lfs pull"):
+        utils.refuse_foreign(tmp_path / "mine.h5")
 
 
 def test_errors_are_known_by_type_and_message_not_by_a_path(tmp_path):
@@ -198,11 +180,9 @@ def test_errors_are_known_by_type_and_message_not_by_a_path(tmp_path):
     chained = "config={'shape': 1}. Exception encountered: first. Exception encountered: second"
     assert utils.explain(TypeError(chained)) == "second"
     (tmp_path / "half.keras").write_bytes(b"half of a file")
-    for path, said in ((tmp_path / "half.keras", "no network"), (tmp_path / "none.h5", "No such")):
-        with pytest.raises(Exception) as error:
-            utils.load_saved(path)
-        assert utils.is_of_loading(error.value)
-        assert said in utils.explain(error.value)
+    for name, said in (("half.keras", "no network"), ("none.h5", "No such")):
+        with pytest.raises(utils.UserError, match=said):
+            utils.load_saved(tmp_path / name)
     for error in (NameError("x"), AttributeError("x"), MemoryError(), utils.UserError("x")):
         assert not utils.is_of_loading(error)
 
@@ -213,7 +193,6 @@ def test_what_cannot_be_drawn_is_said():
         scores = [keras.layers.Flatten()(xs[0]) if flat else xs[0] for _ in range(outputs)]
         return keras.Model(xs, scores)
 
-    utils.check_signature(network((8, 8, 3)))
     wrong = {
         "no channels.*Reshape": network((28, 28)),
         "is no image": network((784,)),
@@ -229,20 +208,13 @@ def test_what_cannot_be_drawn_is_said():
             utils.check_signature(model)
 
 
-def odd_relu(x):
-    """An activation that Keras cannot look up by its name."""
-    return x * (x > 0.1)
-
-
 def test_copies_keep_activations():
     layers = keras.layers
     x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
     kinds = [
         layers.LSTM(3, activation="relu"),
-        layers.GRU(3, recurrent_activation="hard_sigmoid"),
-        layers.SimpleRNN(3),
-        layers.Bidirectional(layers.LSTM(3, activation="elu")),
-        layers.Dense(3, activation=odd_relu),
+        layers.Bidirectional(layers.GRU(3, recurrent_activation="hard_sigmoid")),
+        layers.Dense(3, activation=lambda x: x * (x > 0.1)),  # Keras knows no name of it
         layers.Dense(3, activation="softmax", dtype="mixed_float16"),
     ]
     for layer in kinds:
@@ -251,7 +223,7 @@ def test_copies_keep_activations():
         copy.build(x.shape)
         copy.set_weights(layer.get_weights())
         assert copy is not layer and copy.compute_dtype == "float32"
-        atol = 2e-3 if layer.compute_dtype == "float16" else 1e-6
+        atol = 2e-3 if layer is kinds[-1] else 1e-6
         np.testing.assert_allclose(copy(x), expected, atol=atol)
     bare = utils.copy_operation(kinds[-1], linear=True)
     assert bare.activation is keras.activations.linear
