@@ -840,9 +840,11 @@ def open_weights(options, recipe, folders=()):
 def load_weights(options, recipe):
     """The script's own model with the weights asked for."""
     word, path = options.weights.word, options.weights.path
+    if word == "random":
+        return recipe.build(None)
     try:
         if word:
-            return recipe.build(None if word == "random" else word)
+            return recipe.build(word)
         model = recipe.build(None)
         recipe.load(model, published_file(path, recipe.files))
         return model
