@@ -962,9 +962,10 @@ def own_preprocessing(model):
     return ""
 
 
-def print_layers(network):
+def print_layers(options, network):
     """The names of layers that may be given, on stdout; the exit code."""
-    print(*named_layers(network.model, units=True), sep="\n", file=sys.__stdout__)
+    names = named_layers(network.model, units="mode" in options)  # DeconvNet's scripts have a mode
+    print(*names, sep="\n", file=sys.__stdout__)
     return 0
 
 
@@ -2187,7 +2188,7 @@ def is_of_all(options, album, figure):
 
 def is_complete(options, album, target):
     """Whether a figure, (figure, network), that needs every photograph can be left out."""
-    results = [Result(options, *target, tuple(album.paths), album.name)]
+    results = [Result(options, *target, tuple(album.paths), album.name, album.given)]
     if target[0] == "boxes":
         results += [Result(options, *target, (path,), album.stems[path]) for path in album.paths]
     return all(result.is_drawn() for result in results)

@@ -3,6 +3,7 @@ scripts make of photographs of which everybody sees what they show."""
 
 import functools
 import re
+from types import SimpleNamespace
 
 import h5py
 import keras
@@ -62,7 +63,8 @@ def test_the_published_convolutions_are_imagenet_s_where_no_classifier_is_asked_
 
 @pytest.mark.parametrize("script", ["vgg16", "googlenet"])
 def test_the_classes_listed_are_those_that_the_weights_know(script):
-    known = utils.read_known(IMAGES / f"{script}_classes.txt")
+    lines = (IMAGES / f"{script}_classes.txt").read_text(encoding="utf-8").splitlines()
+    known = [int(line.split()[0]) for line in lines]
     model = vgg16() if script == "vgg16" else gradcam_googlenet.build("bundled")
     preprocess = "caffe" if script == "vgg16" else "tf"
     x = utils.network_input(utils.read_photo(CAT_COFFEE), (224, 224), preprocess)
@@ -120,14 +122,16 @@ def test_no_kernel_of_the_nine_of_block3_has_its_strongest_position_on_the_borde
     for path in sorted(IMAGES.glob("*.jpg")):
         x = network.prepare(utils.read_photo(path))
         maps = network.maps(network.layer, x)
-        kernels = utils.top_kernels(maps, network.inside(network.layer), options.kernels)
+        inner = utils.inner_responses(maps, network.inside(network.layer))
+        kernels = options.kernels.among(inner)
         flat = maps.reshape(-1, maps.shape[-1])
         places = np.array(np.unravel_index(flat.argmax(0), maps.shape[:2]))
         border = (places % 55 == 0).any(axis=0)  # of 56 cells a side
         assert len(kernels) == 9 and not border[kernels].any(), path.name
         at_border += border[np.argsort(-flat.max(0))[:9]].tolist()
         strongest = deconvnet_vgg.deconvnet(network.model, x, network.layer, kernels[:1])[0]
-        y, x = utils.median_position(np.abs(strongest).sum(axis=-1))
+        mass = np.abs(strongest).sum(axis=-1)
+        y, x = [(where * mass).sum() / mass.sum() for where in np.indices(mass.shape)]
         row, column = 4 * places[:, kernels[0]] + 2  # a cell is 4 pixels wide
         assert np.hypot(y - row, x - column) < 15
     assert any(at_border)  # else the test could not fail
@@ -139,7 +143,9 @@ def test_a_patch_of_block5_holds_95_percent_of_the_projection(run):
     arrays = done.arrays("cat_coffee_vgg16_projections")
     (projection,) = (each for key, each in arrays.items() if re.search(r"conv3/\d+$", key))
     mass = np.abs(projection).sum(-1, dtype=float)
-    ((down, across),) = utils.patches(projection[None])
+    found = SimpleNamespace(values={"way": projection}, cut=())
+    utils.cut_patches([found], "way")
+    down, across = found.cut
     size = down.stop - down.start
     held = mass[down, across].sum() / mass.sum()
     assert size == across.stop - across.start and size < 200  # a part of 224 pixels
