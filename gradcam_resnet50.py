@@ -9,6 +9,7 @@ follow. ResNet50: He et al. 2015, arXiv 1512.03385, as Keras has it."""
 
 import functools
 import sys
+from typing import NamedTuple
 
 import utils
 from utils import Bar, Tile, keras, tf
@@ -56,10 +57,17 @@ CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given g = dy/dA, (
 }
 
 
-class Halves:
-    """A network in two: up to its first map, and on. No tape need record what lies below the map.
+class Derivatives(NamedTuple):
+    """What one forward pass and the way back give, as TensorFlow's tensors."""
 
-    Differentiated eagerly once, which is quicker than tracing; traced from the second call on."""
+    maps: list  # feature maps A, (1, h, w, K) each
+    logits: object  # (n_classes,)
+    gradients: list  # dy/dA of each map, (classes, 1, h, w, K); None where y does not depend on it
+
+
+class Halves:
+    """A network in two, up to its first map, below which no tape need record, and on. Eager at the
+    first call, which is quicker than tracing; traced from the second call on."""
 
     def __init__(self, below, above, cut_at_map):
         self.below, self.above, self.cut_at_map = below, above, cut_at_map
@@ -68,8 +76,7 @@ class Halves:
         self.eager = not utils.breaks_eagerly(above)
 
     def __call__(self, x, classes, top=0):
-        """One forward pass and the derivatives of class scores y, as TensorFlow's tensors:
-        (feature maps A, logits, dy/dA of each, (classes, 1, h, w, K))."""
+        """The Derivatives of scores y of the most probable classes, so many, and of others."""
         differentiate = self.differentiate if self.eager else self.traced
         self.eager = False
         return differentiate(tf.constant(x, tf.float32), tf.constant(classes, tf.int32), top)
@@ -84,9 +91,10 @@ class Halves:
             y = tf.gather(logits[0], tf.concat([strongest, classes], axis=0))  # before softmax
             scores = tf.unstack(y)
         if len(scores) > 1 and not self.one_by_one and not tf.executing_eagerly():
-            return maps, logits[0], tape.jacobian(y, maps)
+            return Derivatives(maps, logits[0], tape.jacobian(y, maps))
         gradients = [tape.gradient(score, maps) for score in scores]
-        return maps, logits[0], [stacked(each) for each in zip(*gradients, strict=True)]
+        of_maps = [stacked(each) for each in zip(*gradients, strict=True)]
+        return Derivatives(maps, logits[0], of_maps)
 
 
 def stacked(gradients):
@@ -95,9 +103,7 @@ def stacked(gradients):
 
 
 def split(flat, maps):
-    """The Halves of a network, cut at the first of its feature maps, symbolic tensors.
-
-    Where not everything passes through that map, the first half does nothing."""
+    """The Halves of a network, cut at the first of its maps, where everything passes through it."""
     image, logits = flat.inputs[0], flat.outputs[0]
     if utils.all_passes(flat, maps[0], maps):
         above = keras.Model(maps[0], [*maps[1:], logits])
@@ -121,12 +127,22 @@ def checked(model, x, classes, top=0):
     """A mirror of the network, kept with it; ValueError for arguments that a method cannot take."""
     count = model.outputs[0].shape[-1]
     if len(x) != 1 or len(classes) + top < 1 or not all(0 <= index < count for index in classes):
-        wanted = f"one x and at least one class below {count} are wanted"
-        raise ValueError(f"{wanted}: {len(x)}, {list(classes)}")
+        raise ValueError(f"one x, some classes below {count} wanted: {len(x)}, {list(classes)}")
     flat = utils.kept(model, "mirror", utils.mirror)
     utils.check_channels(flat)
     utils.check_logits(flat)
     return flat
+
+
+def maps_of(flat, layers):
+    """{name: symbolic feature map} of layers, as the network calls them. ValueError: no map."""
+    maps = {}
+    for name in utils.in_order(flat, layers):
+        output = utils.get_operation(flat, name).output
+        if len(getattr(output, "shape", ())) != 4:
+            raise ValueError(f"{name} gives no map")
+        maps[name] = output
+    return maps
 
 
 def grad_cam(model, x, layers, classes, method="gradcam", top=0):
@@ -141,20 +157,16 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     if method not in CAM_WEIGHTS or not len(layers):
         raise ValueError(f"{method!r}, {layers}: one of {', '.join(CAM_WEIGHTS)}, and some layers")
     flat = checked(model, x, classes, top)
-    ordered = utils.in_order(flat, layers)
-    outputs = [utils.get_operation(flat, name).output for name in ordered]
-    for name, output in zip(ordered, outputs, strict=True):
-        if len(getattr(output, "shape", ())) != 4:
-            raise ValueError(f"{name} gives no map")
-    halves = utils.kept(model, tuple(ordered), lambda _: split(flat, outputs))
-    maps, logits, gradients = halves(x, classes, top)
+    outputs = maps_of(flat, layers)
+    halves = utils.kept(model, tuple(outputs), lambda _: split(flat, list(outputs.values())))
+    found = halves(x, classes, top)
     cams = {}
-    for layer, A, dy_dA in zip(ordered, maps, gradients, strict=True):
+    for layer, A, dy_dA in zip(outputs, found.maps, found.gradients, strict=True):
         if dy_dA is None:
             raise ValueError(f"{layer} does not lie between the photograph and the logits")
         alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; the 0 is the photograph
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; ReLU when drawn
-    return cams, logits.numpy()
+    return cams, found.logits.numpy()
 
 
 def guided_backprop(model, x, classes):
@@ -167,8 +179,8 @@ def guided_backprop(model, x, classes):
         guided = with_guided_relus(model)
         return split(guided, [guided.inputs[0]])
 
-    _, _, gradients = utils.kept(model, "guided", make)(x, classes)
-    return gradients[0][:, 0].numpy()
+    found = utils.kept(model, "guided", make)(x, classes)
+    return found.gradients[0][:, 0].numpy()
 
 
 class GradCam(utils.Explanation):
@@ -192,14 +204,8 @@ class GradCam(utils.Explanation):
     @functools.cached_property
     def cams(self):
         """Those of the classes asked for, in that order."""
-        maps = self.maps
+        maps = self.maps  # which also ranks the classes
         return {index: maps[index] for index in self.classes}
-
-    @functools.cached_property
-    def guided(self):
-        """{class: guided backpropagation}."""
-        values = guided_backprop(self.network.model, self.x, list(self.cams))
-        return dict(zip(self.cams, values, strict=True))
 
     def cam_arrays(self):
         """The maps of that layer as arrays to be saved."""
@@ -272,16 +278,17 @@ def draw_kernels(view):
 
 def draw_guided(view):
     """Guided backpropagation and its product with the heat map, Guided Grad-CAM, a row a class."""
-    photo, layer, rows = view.tile(3), view.network.layer, []
-    for index, saliency in view.guided.items():
-        cam = view.cams[index]
+    photo, layer = view.tile(3), view.network.layer
+    rows, arrays = [], view.cam_arrays()
+    values = guided_backprop(view.network.model, view.x, list(view.cams))
+    for (index, cam), saliency in zip(view.cams.items(), values, strict=True):
         heat = utils.heat_map(cam, *saliency.shape[:2], at=view.at_input(layer, cam.shape))
         names = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
-        pictures = [view.grey(saliency, photo), view.grey(saliency * heat[..., None], photo)]
+        product = saliency * heat[..., None]
+        pictures = [view.grey_over(values, photo) for values in (saliency, product)]
         rows.append([view.overlaid(photo, index), *map(Tile, pictures, names)])
-    arrays = {f"guided/{index}": saliency for index, saliency in view.guided.items()}
-    note = f"{layer} · in grey pictures zero is grey"
-    view.save("guided", rows, note, {**view.cam_arrays(), **arrays})
+        arrays[f"guided/{index}"] = saliency
+    view.save("guided", rows, f"{layer} · in grey pictures zero is grey", arrays)
 
 
 def draw_overlay(view):
@@ -300,25 +307,30 @@ def draw_overlay(view):
 def draw_trust(view):
     """Can the map be believed: deletion, insertion and occlusion, and untrained weights."""
     layer, photo = view.network.layer, view.tile(6)
-    make = functools.partial(reinitialised, view.options)
-    control = utils.kept(view.network.model, "control", make)
-    classes = list(view.cams)
-    controls = grad_cam(control, view.x, [layer], classes, view.options.method)[0][layer]
-    believed = utils.put_to_test(view, view.cams)
+    tests = utils.put_to_test(view, view.cams)
     rows, arrays = [], view.cam_arrays()
-    for index, other in zip(classes, controls, strict=True):
+    for index, other in untrained_maps(view).items():
         likeness = utils.rank_correlation(view.cams[index], other)
         title = f"weights re-initialised\nrank correlation {likeness:.2f}"
-        tested = believed[index].tiles(view, view.overlaid(photo, index))
+        tested = tests[index].tiles(view, view.overlaid(photo, index))
         rows.append([*tested, view.heat(photo, other, layer, title)])
         arrays[f"{layer}/{index}/control"] = other
-        arrays |= believed[index].arrays(f"{layer}/{index}")
+        arrays |= tests[index].arrays(f"{layer}/{index}")
     note = f"{layer} · red: warmest first; grey: random orders, ± two standard deviations"
     view.save("trust", rows, note, arrays)
 
 
+def untrained_maps(view):
+    """{class: map} of the same network untrained (Adebayo et al. 2018, arXiv 1810.03292)."""
+    make = functools.partial(reinitialised, view.options)
+    control = utils.kept(view.network.model, "control", make)
+    layer, classes = view.network.layer, list(view.cams)
+    maps = grad_cam(control, view.x, [layer], classes, view.options.method)[0][layer]
+    return dict(zip(classes, maps, strict=True))
+
+
 def reinitialised(options, model):
-    """The same network untrained (Adebayo et al. 2018, arXiv 1810.03292); data statistics stay."""
+    """The same network with weights drawn anew; statistics of data (Normalization) stay."""
 
     def clone(layer):
         if isinstance(layer, keras.layers.Normalization):
