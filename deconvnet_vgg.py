@@ -257,7 +257,7 @@ def alone(operation, inputs):
         return keras.Model(inputs, operation.output)
     layer = operation.operation
     linear = type(layer).from_config(layer.get_config() | {"activation": "linear"})
-    x = keras.Input(batch_shape=operation.input.shape)
+    x = keras.Input(batch_shape=operation.input.shape, dtype=operation.input.dtype)
     return keras.Model([x], linear(x))
 
 

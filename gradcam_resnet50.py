@@ -115,7 +115,7 @@ def with_guided_relus(model):
     """The same network, whose ReLUs pass a signal R back only where R > 0 and their value f > 0."""
     # Forward: f; backward: R where R > 0. It stands behind each ReLU, which itself checks f > 0.
     rectify_back = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))
-    gate = keras.layers.Activation(rectify_back, name="guided..gate")
+    gate = keras.layers.Activation(rectify_back, dtype="float32", name="guided..gate")
 
     def follow(operation, output):
         return gate(output) if utils.relu_ceiling(operation) else output
