@@ -4,12 +4,12 @@
     python gradcam_googlenet.py photo.jpg --classes "Egyptian cat,n02124075,top3" --arrays
     python gradcam_googlenet.py photos/ --weights mine.keras --labels names.txt
 
-The method, of Selvaraju et al. 2016, arXiv 1610.02391, stands first; `grad_cam` is its end. Figures
-and the network follow: Szegedy et al. 2014, arXiv 1409.4842, as the authors of TF-Slim trained it,
-with batch normalisation in place of local response normalisation, 3x3 in place of 5x5 convolutions
-and no auxiliary classifiers. Weights: their archive, fetched once, its inception_v1.ckpt, an .npz
-with the same variable names, or `bundled`: those in Image/, of the 81 classes that
-Image/googlenet_classes.txt lists."""
+The method, of Selvaraju et al. 2016, arXiv 1610.02391, stands first, up to `guided_backprop`.
+Figures and the network follow: Szegedy et al. 2014, arXiv 1409.4842, as the authors of TF-Slim
+trained it, with batch normalisation in place of local response normalisation, 3x3 in place of 5x5
+convolutions and no auxiliary classifiers. Weights: their archive, fetched once, its
+inception_v1.ckpt, an .npz with the same variable names, or `bundled`: those in Image/, of the 81
+classes that Image/googlenet_classes.txt lists."""
 
 import functools
 import re
@@ -133,7 +133,7 @@ def with_guided_relus(model):
     return utils.mirror(model, follow)
 
 
-def checked(model, x, classes, top=0):
+def checked_mirror(model, x, classes, top=0):
     """A mirror of the network, kept with it; ValueError for arguments that a method cannot take."""
     count = model.outputs[0].shape[-1]
     if len(x) != 1 or len(classes) + top < 1 or not all(0 <= index < count for index in classes):
@@ -166,7 +166,7 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     it; logits float32 (n_classes,). ValueError: unknown method, layer or class, or none."""
     if method not in CAM_WEIGHTS or not len(layers):
         raise ValueError(f"{method!r}, {layers}: one of {', '.join(CAM_WEIGHTS)}, and some layers")
-    flat = checked(model, x, classes, top)
+    flat = checked_mirror(model, x, classes, top)
     outputs = maps_of(flat, layers)
     halves = utils.kept(model, tuple(outputs), lambda _: split(flat, list(outputs.values())))
     found = halves(x, classes, top)
@@ -183,7 +183,7 @@ def guided_backprop(model, x, classes):
     """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, 3.4).
 
     Returns float32 (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
-    checked(model, x, classes)
+    checked_mirror(model, x, classes)
 
     def make(model):
         guided = with_guided_relus(model)

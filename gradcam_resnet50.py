@@ -4,8 +4,8 @@
     python gradcam_resnet50.py photo.jpg --classes "Egyptian cat,n02124075,top3" --arrays
     python gradcam_resnet50.py photos/ --weights mine.keras --labels names.txt
 
-The method, of Selvaraju et al. 2016, arXiv 1610.02391, stands first; `grad_cam` is its end. Figures
-follow. ResNet50: He et al. 2015, arXiv 1512.03385, as Keras has it."""
+The method, of Selvaraju et al. 2016, arXiv 1610.02391, stands first, up to `guided_backprop`.
+Figures follow. ResNet50: He et al. 2015, arXiv 1512.03385, as Keras has it."""
 
 import functools
 import sys
@@ -123,7 +123,7 @@ def with_guided_relus(model):
     return utils.mirror(model, follow)
 
 
-def checked(model, x, classes, top=0):
+def checked_mirror(model, x, classes, top=0):
     """A mirror of the network, kept with it; ValueError for arguments that a method cannot take."""
     count = model.outputs[0].shape[-1]
     if len(x) != 1 or len(classes) + top < 1 or not all(0 <= index < count for index in classes):
@@ -156,7 +156,7 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     it; logits float32 (n_classes,). ValueError: unknown method, layer or class, or none."""
     if method not in CAM_WEIGHTS or not len(layers):
         raise ValueError(f"{method!r}, {layers}: one of {', '.join(CAM_WEIGHTS)}, and some layers")
-    flat = checked(model, x, classes, top)
+    flat = checked_mirror(model, x, classes, top)
     outputs = maps_of(flat, layers)
     halves = utils.kept(model, tuple(outputs), lambda _: split(flat, list(outputs.values())))
     found = halves(x, classes, top)
@@ -173,7 +173,7 @@ def guided_backprop(model, x, classes):
     """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, 3.4).
 
     Returns float32 (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
-    checked(model, x, classes)
+    checked_mirror(model, x, classes)
 
     def make(model):
         guided = with_guided_relus(model)

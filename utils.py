@@ -259,9 +259,7 @@ READERS = {
     "LAYERS": some_of(),
     "CLASSES": some_of(),
     "KERNELS": read_kernels,
-    "METHOD": one_of("gradcam", "gradcam++", "hirescam", "layercam"),
     "MODE": one_of("max", "all"),
-    "RULES": some_of("deconvnet", "guided", "gradient"),
     "PATCH": number(1, 100),
     "STRIDE": number(1, 100),
     "COMPARED": number(1, 32),
@@ -315,6 +313,8 @@ def make_parser(script):
         **READERS,
         "FIGURES": some_of(*figures),
         "WEIGHTS": weights_of(*script["WEIGHTS_WORDS"]),
+        "METHOD": one_of(*script.get("CAM_WEIGHTS", ())),
+        "RULES": some_of(*script.get("RELU_RULES", ())),
     }
     source = Path(script["__file__"]).read_text(encoding="utf-8")
     comments = dict(re.findall(r"^([A-Z]+) = .*?  # (.*)$", source, re.MULTILINE))
@@ -2045,7 +2045,8 @@ class Result:
     def settings(self):
         """What it is drawn with, for its metadata: names, never folders."""
         options = {key.rstrip("_"): value for key, value in vars(self.options).items()}
-        chosen = {key: value for key, value in options.items() if key.upper() in READERS}
+        asked = {*READERS, "METHOD", "RULES"}
+        chosen = {key: value for key, value in options.items() if key.upper() in asked}
         chosen |= {"weights": self.options.weights.title, "arrays": self.options.arrays}
         for key in ("labels", "boxes", "import"):
             chosen[key] = Path(str(chosen.get(key, ""))).name
@@ -2245,7 +2246,7 @@ class Explanation:
         return lay(cam, at, *self.photo.pixels.shape[:2])
 
     def at_input(self, layer, cells):
-        """The same over the network's input itself."""
+        """`at` for what lies over the network's input itself, not over the photograph."""
         return replace(self.at(layer, cells), fit="squeeze")
 
     def in_input(self, cam, layer):

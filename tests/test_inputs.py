@@ -140,7 +140,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def album_of(*given):
-    return utils.open_album(argparse.Namespace(images=[*map(str, given)], behind=[]), [])
+    return utils.open_album(argparse.Namespace(images=[*map(str, given)]), [])
 
 
 FOUND = {  # what is typed: what is found, and what results are called, of each and of all
