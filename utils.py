@@ -916,14 +916,16 @@ def choose_layers(options, recipe, model):
 
 
 def last_of_resolutions(model):
-    """The last layer of every resolution whose cells' places are known: what `all` is then."""
+    """The last layer of every resolution of a network, by name; where places are lost, of all."""
     places = layer_geometries(model)
-    last = {}
+    known, last = {}, {}
     for name, operation in named_layers(model).items():
         idle = re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__)
-        if not idle and places[operation.name]:
+        if not idle:
             last[operation.output.shape[1:3]] = name
-    return list(last.values())
+        if not idle and places[operation.name]:
+            known[operation.output.shape[1:3]] = name
+    return list((known or last).values())
 
 
 def check_kernels(options, model, layers, layer):
@@ -1094,6 +1096,7 @@ def open_saved(options, recipe, folders):
     model = load_saved(path)
     try:
         opened, kind = open_with_end(model, recipe.size, pair=bool(options.labels))
+        check_shapes(opened)
     except ValueError as error:
         raise UserError(f"cannot draw the network {path}: {error}") from error
     if kind == "log":
@@ -1104,6 +1107,21 @@ def open_saved(options, recipe, folders):
         warn(f"its classes are the sub-folders, sorted: {few(folders)}; --labels names others")
         classes = ClassNames([""] * count, list(folders))
     return drawn_network(options, recipe, opened, path.stem, classes, kind)
+
+
+def check_shapes(model):
+    """ValueError where a map has another shape than its layer declares, as RandomCrop's may."""
+    operations = list(named_layers(model).values()) or model.operations[:1]
+    maps = [operation.output for operation in operations]
+    image = np.zeros((1, *model.inputs[0].shape[1:]), np.float32)
+    values = keras.tree.flatten(keras.Model(model.inputs[0], maps)(image, training=False))
+    for operation, value in zip(operations, values, strict=True):
+        declared, given = tuple(operation.output.shape[1:]), tuple(value.shape[1:])
+        if declared != given:
+            text = f"{operation.name} declares maps of {declared} and gives {given}"
+            raise ValueError(
+                f"{text}: a layer below lets larger pictures through, as RandomCrop does"
+            )
 
 
 def import_code(name):
