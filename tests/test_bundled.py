@@ -9,7 +9,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from runs import CAT_COFFEE, ROOT, call, read_options
+from runs import CAT_COFFEE, ROOT, read_options
 
 import deconvnet_vgg
 import gradcam_googlenet
@@ -103,12 +103,6 @@ def test_heat_lies_on_the_cat_and_on_the_cup(method):
     for cam, side in zip(maps[layer], (1, 0, 0), strict=True):
         assert halves(cam)[side] > wanted
     np.testing.assert_allclose(logits, vgg16()(x)[0].numpy(), rtol=1e-4, atol=1e-4)
-
-
-@pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return functools.partial(call, monkeypatch, capfd)
 
 
 def test_no_kernel_of_the_nine_of_block3_has_its_strongest_position_on_the_border(

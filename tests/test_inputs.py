@@ -361,20 +361,50 @@ def test_imagenet_s_classes_are_found_by_index_id_or_name_in_any_case():
             assert str(index) in refusal(classes.index, name)  # crane, maillot: give an index
 
 
-def test_names_with_commas_and_of_folders_are_asked_for(tmp_path):
-    """Fault 12: as CSV has it. Fault 14: a file beside the folders is no class."""
-    names = ["crane, machine", "crane, bird", "owl"]
-    assert utils.split_words(utils.as_typed(names)) == names  # as a constant
-    (tmp_path / "names.txt").write_text("\n".join(names))
-    classes = utils.read_classes(str(tmp_path / "names.txt"), 3)
-    words = utils.split_words('owl, "crane, bird",top1')
-    assert classes.select(words) == Selection((2, 1), 1, 2)
-    for name in names:
-        (tmp_path / "training" / name).mkdir(parents=True)
-    for name in (".hidden", "list.csv"):
-        (tmp_path / "training" / name).touch()
-    assert utils.read_classes(str(tmp_path / "training"), 3).names == sorted(names)
-    assert "3 classes" in refusal(utils.read_classes, str(tmp_path / "training"), 4)
+NAMES = ["red fox", "tabby", "tiger cat", "dog"]
+LABELS = {  # the lines of a file
+    "numbers.txt": ["5", "4", "3", "2"],
+    "names.txt": NAMES,
+    "twice.txt": ["dog", "cat", "owl", "dog"],
+    "commas.txt": ["crane, machine", "crane, bird", "owl", "crane"],
+}
+ASKED = {  # labels and words: a selection, or what the error says
+    "names.txt Tiger_Cat,DOG,0": Selection((2, 3, 0)),
+    "training dog,tabby": Selection((0, 2)),  # its folders, sorted
+    "none class 2,top9": Selection((2,), 4, 1),  # so many there are
+    "numbers.txt 3": Selection((3,)),
+    'commas.txt owl, "crane, bird",top1': Selection((2, 1), 1, 2),  # fault 12: as CSV has it
+    "names.txt tigre cat": "'tigre cat'.*did you mean tiger cat",
+    "names.txt 4": "'4'.*0.*3",
+    "twice.txt dog": "2 classes.*'dog'.*0.*3",
+    "no.txt 0": "no.txt",
+}
+
+
+@pytest.mark.parametrize("labels_words", ASKED)
+def test_classes_are_asked_for_by_labels(tmp_path, monkeypatch, labels_words):
+    """Fault 14: a file beside the folders is no class."""
+    monkeypatch.chdir(tmp_path)
+    for file, lines in LABELS.items():
+        Path(file).write_text("\n".join(lines) + "\n")
+    for name in [*NAMES, ".hidden"]:
+        Path("training", name).mkdir(parents=True)
+    Path("training/list.csv").touch()
+    labels, words = labels_words.split(" ", 1)
+    expected = ASKED[labels_words]
+
+    def select():
+        classes = utils.read_classes("" if labels == "none" else labels, 4)
+        return classes.select(utils.split_words(words))
+
+    if isinstance(expected, str):
+        with pytest.raises((UserError, OSError), match=expected):
+            select()
+    else:
+        assert select() == expected
+        assert "4 classes" in refusal(utils.read_classes, "training", 3)
+        names = LABELS["commas.txt"]
+        assert utils.split_words(utils.as_typed(names)) == names  # as a constant
 
 
 def test_a_selection_keeps_the_order_asked_for():

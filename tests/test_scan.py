@@ -6,7 +6,6 @@ input, so that nothing is resized, and `--preprocess unit` makes x = pixels / 25
 
 import functools
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers as kl
 from PIL import Image
-from runs import call
+from runs import Stream
 
 import deconvnet_vgg
 import utils
@@ -78,7 +77,7 @@ def assert_same(found, expected):
 
 
 @pytest.fixture
-def draw(model, tmp_path, monkeypatch, capfd):
+def draw(model, run, monkeypatch):
     """Draw a figure: (how the program ended, the rows of its page, its arrays)."""
     drawn, make_page = [], utils.make_page
 
@@ -87,14 +86,12 @@ def draw(model, tmp_path, monkeypatch, capfd):
         return make_page(rows, *more)
 
     monkeypatch.setattr(utils, "make_page", keep)
-    monkeypatch.chdir(tmp_path)
     words = ["--weights", model.path, "--preprocess", "unit", "--arrays"]
-    run = functools.partial(call, monkeypatch, capfd, "deconvnet_vgg", *words)
+    run = functools.partial(run, "deconvnet_vgg", *words)
 
     def draw(figure, *more):
         done = run("--figures", figure, *more)
-        stem = next(Path(line).stem for line in done.out if line.endswith("npz"))
-        return done, drawn[-1], done.arrays(stem)
+        return done, drawn[-1], done.arrays()
 
     draw.run = run
     return draw
@@ -184,7 +181,7 @@ def test_progress_is_shown_where_a_person_looks(draw, monkeypatch, terminal):
     Path("many").mkdir()
     for seed in range(12):
         Image.fromarray(photo(seed)).save(f"many/{seed}.png")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(Stream, "isatty", lambda _: terminal)
     done, _, _ = draw("projections,top9", "many", "--layers", "conv2", "--kernels", "0")
     assert done.code == 0 and len(done.out) == 2 * 13  # stdout stays the list of files
     steps = [line for line in done.err if "12/12" in line]
@@ -216,10 +213,7 @@ def test_comparison_of_one_photograph_shows_four_ways(model, draw):
     words = ["--layers", "conv2", "--kernels", "7,2,0"]
     done, rows, arrays = draw("comparison", *some(3), *words)
     assert done.code == 0 and [len(row) for row in rows] == [3] * 5
-    ways = {
-        "": ("all", "deconvnet"),
-        "/max": ("max", "deconvnet"),
-    }  # if not options
+    ways = {"": ("all", "deconvnet"), "/max": ("max", "deconvnet")}  # if not options
     ways |= {"/guided": ("all", "guided"), "/gradient": ("all", "gradient")}
     kernels = {f"net/conv2/{kernel}{way}" for kernel in (7, 2, 0) for way in ways}
     assert set(arrays) == {"net/input", *kernels}
