@@ -23,9 +23,7 @@ def assert_equal_projections(model, x, projector, layer, kernels, ways=WAYS):
         found = deconvnet(model, x, layer, kernels, mode, rule)
         expected = projector.project(layer, kernels, mode, rule)
         assert found.dtype == np.float32
-        if (
-            mode == "max" and not expected.any()
-        ):  # where a ReLU6 is cut off no gradient comes through
+        if mode == "max" and not expected.any():  # of a ReLU6 that is cut off comes no gradient
             assert not found.any()
         else:
             assert error(found, expected) < 1e-5, (layer, mode, rule)
@@ -34,13 +32,13 @@ def assert_equal_projections(model, x, projector, layer, kernels, ways=WAYS):
 # --- VGG16 and InceptionV3 ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, shape, layers",
-    [
-        ("VGG16", (64, 72, 3), ["block3_conv3", "block5_conv3"]),
-        ("InceptionV3", (107, 139, 3), ["mixed0", "mixed10"]),
-    ],
-)
+OWN = [
+    ("VGG16", (64, 72, 3), ["block3_conv3", "block5_conv3"]),
+    ("InceptionV3", (107, 139, 3), ["mixed0", "mixed10"]),
+]
+
+
+@pytest.mark.parametrize("name, shape, layers", OWN, ids=["VGG16", "InceptionV3"])
 def test_the_scripts_own_networks(name, shape, layers):
     build = getattr(keras.applications, name)
     model = shake(build(weights=None, include_top=False, input_shape=shape))

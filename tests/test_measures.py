@@ -50,10 +50,10 @@ def test_deletion_and_insertion_against_a_plain_loop(channels):
         np.testing.assert_allclose(insertion.curves[0, step], expected[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "level, deletion, insertion",
-    [(0.69, "like", "like"), (0.71, "worse", "better"), (0.29, "better", "worse")],
-)
+VERDICTS = [(0.69, "like", "like"), (0.71, "worse", "better"), (0.29, "better", "worse")]
+
+
+@pytest.mark.parametrize("level, deletion, insertion", VERDICTS)
 def test_verdict_is_two_deviations_of_the_areas(level, deletion, insertion):
     curves = np.repeat([[level], [0.4], [0.5], [0.6]], 11, axis=1)  # chance: 0.5 ± 0.2
     assert utils.Trial("insertion", curves).verdict().split()[0] == insertion
@@ -261,10 +261,8 @@ def test_tally_says_the_most_frequent_confusion_first():
 def test_the_table_is_read_back_as_written():
     names = ['crane, "machine"', "Кошка", "two\nlines", "=1+1", "e", "f"]
     probabilities = np.float32([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125])
-    row = {
-        "photograph": 'a, "b"\r\n猫.jpg',
-        **utils.class_cells(names.__getitem__, probabilities, 1),
-    }
+    row = {"photograph": 'a, "b"\r\n猫.jpg'}
+    row |= utils.class_cells(names.__getitem__, probabilities, 1)
     rows = [row | {"x0": 3}, {"photograph": "\udcff.jpg", "error": "cannot read"}]
     text = utils.table_text(rows)
     header, first, second = csv.reader(io.StringIO(text, newline=""))
