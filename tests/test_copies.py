@@ -53,15 +53,9 @@ def parts(script):
     return found
 
 
-def imported(tree):
+def imported(name):
     """The modules that a source imports, wherever it does."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            names.add(node.module.partition(".")[0])
-    return names
+    return set(re.findall(r"^\s*(?:import|from) (\w+)", source(name), re.MULTILINE))
 
 
 @pytest.mark.parametrize("family", OWN, ids=["gradcam", "deconvnet"])
@@ -76,7 +70,7 @@ def test_scripts_of_a_family_hold_the_same_to_the_letter(family):
 
 def test_scripts_stand_alone_and_utils_holds_no_method():
     for name in [*SCRIPTS, "utils"]:
-        assert not imported(ast.parse(source(name))) & {*SCRIPTS, "keras", "tensorflow"}, name
+        assert not imported(name) & {*SCRIPTS, "keras", "tensorflow"}, name
     words = ("GradientTape", "custom_gradient", "conv2d_transpose", "max_pool", "CAM_WEIGHTS")
     assert [word for word in words if word in source("utils")] == []
     assert all(any(word in source(name) for word in words) for name in SCRIPTS)

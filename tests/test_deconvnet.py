@@ -11,7 +11,6 @@ import tensorflow as tf
 from helpers import Projector, error, noise, shake
 from keras import layers as kl
 
-import utils
 from deconvnet_vgg import deconvnet
 
 MODES = ("max", "all")
@@ -220,22 +219,6 @@ def test_kernels_in_any_order_more_than_nine_near_and_far_twice_and_silent():
 # --- networks in any form, left as they were ------------------------------------------------------
 
 
-def test_networks_inside_networks_are_laid_open():
-    inner = kl.Conv2D(5, 3, activation="relu", name="conv")
-    inputs = keras.Input((18, 16, 3))
-    x = kl.MaxPooling2D()(kl.Conv2D(4, 3, padding="same", activation="relu", name="conv")(inputs))
-    x = keras.Sequential([keras.Input((9, 8, 4)), inner], name="inner")(x)
-    model = shake(keras.Model(inputs, kl.Dense(3, "softmax")(kl.Flatten()(x))))
-    x = noise(1, 18, 16, 3)
-    opened = utils.open_network(model)
-    projector = Projector(opened, x)
-    inside = [name for name in projector.layers if "conv" in name][1]
-    np.testing.assert_array_equal(opened.get_layer(inside).kernel, inner.kernel)
-    best = projector.best(inside)
-    expected = projector.project(inside, best, "all", "deconvnet")
-    assert error(deconvnet(opened, x, "inner/conv", best, "all"), expected) < 1e-5
-
-
 @pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
 @pytest.mark.parametrize("layer", ["later", "head"])
 def test_layers_called_twice_and_shared_with_another_network(number, layer):
@@ -272,8 +255,3 @@ REFUSED = [  # layer, kernels, further arguments, how many pictures; a word of t
 def test_what_is_unknown_or_empty_is_a_value_error(layer, kernels, more, count, word):
     with pytest.raises(ValueError, match=word):
         deconvnet(chain(), noise(count, 25, 22, 3), layer, kernels, *more)
-
-
-def test_channels_first_is_a_value_error():
-    with pytest.raises(ValueError, match="channels_first"):
-        deconvnet(helpers.channels_first(), noise(1, 3, 12, 10), "conv", [0])

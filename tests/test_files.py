@@ -34,6 +34,8 @@ def test_layers_of_inner_networks_are_listed_drawn_and_asked_for(run):
     right = ["right/conv", "right/norm", "right/relu", "pool_right"]
     listed = run(MINE, "--list-layers")
     assert (listed.code, listed.out) == (0, ["conv", "norm", "relu", "pool_left", *right])
+    units = run("deconvnet_vgg --weights mine.keras --list-layers").out
+    assert units == [*listed.out, "head"]
     assert "right/conv" in run(MINE, "--layers left/conv").error()
     found = run(MINE, "--figures layers --arrays --classes 0").arrays()
     drawn = {key for key in found if key.endswith("/0")}

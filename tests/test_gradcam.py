@@ -484,11 +484,15 @@ def test_what_is_unknown_or_empty_is_a_value_error(layers, classes, method, coun
 
 
 def test_channels_first_is_a_value_error():
-    x = noise(1, 3, 12, 10)
-    with pytest.raises(ValueError, match="channels_first"):
-        gradcam_vgg.grad_cam(helpers.channels_first(), x, ["conv"], [0])
-    with pytest.raises(ValueError, match="channels_first"):
-        guided_backprop(helpers.channels_first(), x, [0])
+    model, x = helpers.channels_first(), noise(1, 3, 12, 10)
+    asked = [
+        (gradcam_vgg.grad_cam, ["conv"], [0]),
+        (guided_backprop, [0]),
+        (deconvnet, "conv", [0]),
+    ]
+    for function, *arguments in asked:
+        with pytest.raises(ValueError, match="channels_first"):
+            function(model, x, *arguments)
 
 
 @pytest.mark.parametrize("end", ENDS)

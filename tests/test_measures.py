@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 from types import SimpleNamespace
 
 import cv2
@@ -76,25 +75,6 @@ def test_rank_correlation_counts_pairs(seed):
     assert np.isnan(utils.rank_correlation(first, np.full(first.shape, 0.1)))
 
 
-def test_occlusion_hides_each_square_once():
-    x = np.random.default_rng(0).random((1, 20, 31, 3), np.float32)
-    grey = np.float32([0.1, 0.2, 0.3])
-
-    def evaluate(batch):
-        return batch.sum(axis=(1, 2)), batch[:, 0, 0, 0]
-
-    squares, (sums, corners) = utils.occlude(x, grey, evaluate, 26, 15)  # 5 and 3 pixels
-    assert sums.shape == (7, 10, 3) and corners.shape == (7, 10)
-    centres = itertools.product(range(1, 20, 3), range(1, 31, 3))
-    for (y, left), square, found in zip(centres, squares, sums.reshape(-1, 3), strict=True):
-        hidden = x[0].copy()
-        hidden[max(y - 2, 0) : y + 3, max(left - 2, 0) : left + 3] = grey
-        np.testing.assert_allclose(found, hidden.sum(axis=(0, 1)), rtol=1e-5)
-        x_too = x[0].copy()
-        x_too[square] = grey
-        np.testing.assert_array_equal(x_too, hidden)
-
-
 # --- Kernels ---
 
 
@@ -144,19 +124,6 @@ def test_patches_hold_the_share_and_no_smaller_size_does(seed, share):
         smaller = utils.square_around(middle, side - 1, mass.shape)
         short.append(mass[smaller].sum() < share * mass.sum())
     assert any(short)
-
-
-def test_best_against_sorting_everything():
-    generator = np.random.default_rng(5)
-    activations = generator.integers(0, 6, (40, 7)).astype(np.float32)  # many are equal
-    best = utils.Best(np.empty((0, 7), np.float32), np.empty((0, 7), int))
-    for start in range(0, 40, 4):
-        numbers = np.arange(start, start + 4)[::-1, None]
-        best = best.merge(activations[numbers[:, 0]], numbers)
-    for kernel in range(7):
-        expected = sorted(range(40), key=lambda n: (-activations[n, kernel], n))[:9]
-        assert best.numbers[:, kernel].tolist() == expected
-        assert best.activations[:, kernel].tolist() == activations[expected, kernel].tolist()
 
 
 # --- Boxes ---

@@ -22,7 +22,6 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 from runs import CAT, CAT_COFFEE, CHATTER, ROOT, carried, program, save_photo, start
 
-import deconvnet_vgg
 import utils
 
 SIDE = 32
@@ -240,19 +239,6 @@ def test_deconvnet_draws_from_the_clone(run):
     assert {blocks[key].shape for key in blocks if re.search(r"/\d+$", key)} == {(224, 224, 3)}
 
 
-def test_the_other_deconvnet_draws_a_folder_of_a_saved_network(run):
-    for name in ("pair/p3.png", "pair/p4.png"):
-        save_photo(Path(name))
-    words = "--figures all --kernels 3,0-1 --mode max --layers conv2 --arrays"
-    done = run("deconvnet_inceptionv3 pair", SAVED, words)
-    assert done.code == 0
-    of_each = [f"{stem}_mine" for stem in ("p3", "p4")]
-    one = set().union(*[pictures(stem, "projections", "blocks", "occlusion") for stem in of_each])
-    assert done.files() == one | pictures("pair_mine", "comparison", "top9")
-    wanted = {f"mine/conv2/{kernel}" for kernel in (3, 0, 1)}
-    assert wanted < done.arrays("p3_mine_projections").keys()
-
-
 # --- --skip-existing, and what a picture carries ---
 
 
@@ -318,42 +304,27 @@ def test_a_picture_tells_what_it_was_drawn_with_but_no_folder(run, tmp_path, scr
 # --- layers, kernels and classes that only the network knows ---
 
 
-UNKNOWN = {
+UNKNOWN = {  # faults 3 and 9 too: occlusion draws another layer; a JPEG ends at 65,535 pixels
     "gradcam_resnet50 --weights random --layers conv5": r"mean (conv5_\w+,? ?)+\?",
     f"gradcam_vgg {SAVED} --layers 'conv9*'": "conv9.*mean conv3",
     f"gradcam_vgg {SAVED} --kernels 16": "conv3 has kernels 0 to 15, not 16",
     f"gradcam_vgg {SAVED} --classes rign": "'rign'.*ring",
     f"deconvnet_vgg {SAVED} --layers conv2 --kernels 3-12": "0 to 11, not 12",
+    "deconvnet_vgg --figures occlusion --kernels 512": "block5_conv3 has kernels 0 to 511",
+    "deconvnet_vgg --figures projections --kernels 300": "block3_conv3 has kernels 0 to 255",
+    "deconvnet_vgg --figures projections --layers block5_conv3 --kernels 0-511": "65,535.*fewer.*png",
+    "gradcam_vgg --classes tench": "tench.*Image/vgg16_classes.txt",
+    "gradcam_vgg --models vgg19": "--models vgg16",
+    "gradcam_googlenet --classes n01440764": "Image/googlenet_classes.txt",
 }
 
 
 @pytest.mark.parametrize("words", UNKNOWN)
-def test_a_wrong_layer_kernel_or_class_of_a_network_is_told(run, words):
-    line = run(words, CAT).error()
-    assert re.search(UNKNOWN[words], line), line
-
-
-def test_kernels_are_checked_against_the_layer_that_is_drawn(run, monkeypatch):
-    """Fault 3: occlusion draws block5_conv3, of 512 kernels, projections block3_conv3, of 256."""
-
-    def draw(view):
-        """Nothing: that takes seconds."""
-
-    monkeypatch.setitem(deconvnet_vgg.FIGURES_DRAWN, "occlusion", draw)
-    words = f"deconvnet_vgg {CAT} --weights bundled"
-    assert run(words, "--figures occlusion --kernels 300").code == 0
-    line = run(words, "--figures occlusion --kernels 512").error()
-    assert "block5_conv3 has kernels 0 to 511" in line
-    line = run(words, "--figures projections --kernels 300").error()
-    assert "block3_conv3 has kernels 0 to 255" in line
-
-
-def test_a_page_too_high_for_a_jpeg_is_told_before_it_is_computed(run, monkeypatch):
-    """Fault 9."""
+def test_a_wrong_layer_kernel_or_class_of_a_network_is_told(run, monkeypatch, words):
     monkeypatch.setattr("deconvnet_vgg.deconvnet", lambda *_: pytest.fail("it has begun"))
-    words = "--figures projections --layers block5_conv3 --kernels 0-511"
-    line = run("deconvnet_vgg", CAT, words).error()
-    assert "65,535" in line and "png" in line and "fewer" in line
+    weights = "" if "--weights" in words else "--weights bundled"
+    line = run(words, CAT, weights).error()
+    assert re.search(UNKNOWN[words], line), line
 
 
 DOWNLOADED = {

@@ -1,7 +1,11 @@
-"""Networks of other people: files of Keras 2 (written once with tf_keras 2.21,
-outputs beside them), of other libraries, with code in them, and of other shapes."""
+"""Networks of other people: files of Keras 2 (written once with tf_keras 2.21; outputs lie beside),
+of other libraries, with code in them, and of other shapes.
+
+Maps of any kind, saved and opened, are those of a plain tape on the network built flat, without its
+last activation; or on log p where that cannot be taken off."""
 
 import errno
+import functools
 import json
 import shutil
 import zipfile
@@ -11,8 +15,13 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from helpers import channels_first, error, head, noise, shake, small, textbook, two_logits
+from keras import layers as kl
+from runs import CAT, program
 
 import utils
+from gradcam_vgg import grad_cam
 
 FILES = Path(__file__).parent / "files"
 OUTPUTS = np.load(FILES / "outputs.npz")
@@ -183,8 +192,8 @@ def test_errors_are_known_by_type_and_message_not_by_a_path(tmp_path):
     for name, said in (("half.keras", "no network"), ("none.h5", "No such")):
         with pytest.raises(utils.UserError, match=said):
             utils.load_saved(tmp_path / name)
-    for error in (NameError("x"), AttributeError("x"), MemoryError(), utils.UserError("x")):
-        assert not utils.is_of_loading(error)
+    for ours in (NameError("x"), AttributeError("x"), MemoryError(), utils.UserError("x")):
+        assert not utils.is_of_loading(ours)
 
 
 def test_what_cannot_be_drawn_is_said():
@@ -208,22 +217,153 @@ def test_what_cannot_be_drawn_is_said():
             utils.check_signature(model)
 
 
-def test_copies_keep_activations():
-    layers = keras.layers
+def test_copies_keep_activations_in_float32():
     x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
-    kinds = [
-        layers.LSTM(3, activation="relu"),
-        layers.Bidirectional(layers.GRU(3, recurrent_activation="hard_sigmoid")),
-        layers.Dense(3, activation=lambda x: x * (x > 0.1)),  # Keras knows no name of it
-        layers.Dense(3, activation="softmax", dtype="mixed_float16"),
-    ]
-    for layer in kinds:
+    unnamed = kl.Dense(3, activation=lambda x: x * (x > 0.1))  # Keras knows no name of it
+    half = kl.Dense(3, activation="softmax", dtype="mixed_float16")
+    for layer, tolerance in ((unnamed, 1e-6), (half, 2e-3)):
         expected = layer(x)
         copy = utils.copy_operation(layer)
         copy.build(x.shape)
         copy.set_weights(layer.get_weights())
         assert copy is not layer and copy.compute_dtype == "float32"
-        atol = 2e-3 if layer is kinds[-1] else 1e-6
-        np.testing.assert_allclose(copy(x), expected, atol=atol)
-    bare = utils.copy_operation(kinds[-1], linear=True)
+        np.testing.assert_allclose(copy(x), expected, atol=tolerance)
+    bare = utils.copy_operation(half, linear=True)
     assert bare.activation is keras.activations.linear
+
+
+# --- each built as people build it, and flat without its last activation ---
+
+
+def on_vgg16(activation="softmax"):
+    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 48, 3))
+    if activation is None:
+        return keras.Model(base.input, head(None, 5)(kl.Flatten()(base.output)))
+    layers = [kl.Dropout(0.2), base, kl.Flatten(), head(activation, 5)]
+    return keras.Sequential([keras.Input((32, 48, 3)), *layers])
+
+
+def mobilenet_v2(activation):
+    options = {"weights": None, "input_shape": (64, 32, 3), "classes": 7}
+    return keras.applications.MobileNetV2(**options, classifier_activation=activation)
+
+
+def recurrent(layer, activation="softmax"):
+    inputs = keras.Input((12, 10, 3))
+    x = kl.Conv2D(4, 3, activation="relu", name="conv")(inputs)
+    return keras.Model(inputs, head(activation)(layer(kl.Reshape((10, 32))(x))))
+
+
+def hard_gru():
+    return kl.GRU(3, recurrent_activation="hard_sigmoid")
+
+
+imagenet = keras.applications.vgg16.preprocess_input
+SAVED = {  # how it is built, given the activation; a layer
+    "on VGG16.keras": (on_vgg16, "block5_conv3"),
+    "MobileNetV2.h5": (mobilenet_v2, "out_relu"),
+    "one sigmoid.keras": (functools.partial(small, units=1, before=imagenet), "conv2"),
+    "six sigmoids.h5": (functools.partial(small, units=6, before=kl.Rescaling(1 / 255)), "conv1"),
+    "softmax.h5": (small, "conv2"),
+    "LSTM.keras": (lambda end: recurrent(kl.LSTM(5, activation="relu"), end), "conv"),
+    "GRU.keras": (lambda end: recurrent(kl.GRU(5), end), "conv"),
+    "SimpleRNN.keras": (lambda end: recurrent(kl.SimpleRNN(3), end), "conv"),
+    "Bidirectional.h5": (lambda end: recurrent(kl.Bidirectional(hard_gru()), end), "conv"),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_maps_of_a_saved_network_are_those_of_a_plain_tape(tmp_path, name):
+    build, layer = SAVED[name]
+    saved = shake(build("sigmoid" if "sigmoid" in name else "softmax"))
+    plain = build(None)
+    plain.set_weights(saved.get_weights())
+    saved.save(tmp_path / name)
+    opened = utils.open_network(keras.saving.load_model(tmp_path / name, compile=False))
+    tf.config.run_functions_eagerly("RNN" not in name)  # to trace each takes long
+    score = two_logits if "one sigmoid" in name else tf.identity
+    for seed in range(2):
+        x = noise(1, *saved.input_shape[1:], seed=seed)
+        maps, logits = grad_cam(opened, x, [layer], [1, 0])
+        expected, expected_logits = textbook(plain, x, layer, [1, 0], score=score)
+        assert error(maps[layer], expected) < 1e-4
+        assert error(logits, expected_logits) < 1e-4
+    tf.config.run_functions_eagerly(False)
+
+
+def average(activation, units):
+    return lambda x: kl.Average()([kl.Dense(units, activation)(x) for _ in range(2)])
+
+
+def renormalised(x):
+    x = keras.ops.clip(head("softmax")(x), 0.05, 0.8)
+    return x / keras.ops.sum(x, axis=-1, keepdims=True)
+
+
+def yes_or_no(p):
+    return tf.math.log(tf.concat([1 - p, p], axis=-1))
+
+
+NO_LOGITS = {  # how it ends; what is explained
+    "average_of_two_softmax_heads": (average("softmax", 3), tf.math.log),
+    "softmax_twice": (lambda x: kl.Softmax()(head("softmax")(x)), tf.math.log),
+    "clip_and_division": (renormalised, tf.math.log),
+    "cast": (lambda x: keras.ops.cast(head("softmax")(x), "float64"), tf.math.log),
+    "averaged_sigmoids": (average("sigmoid", 3), tf.math.log),
+    "average_of_one_sigmoid": (average("sigmoid", 1), yes_or_no),
+}
+
+
+@pytest.mark.parametrize("end", NO_LOGITS)
+def test_where_an_end_cannot_be_taken_off_log_p_is_explained(end):
+    build, score = NO_LOGITS[end]
+    inputs = keras.Input((9, 8, 3))
+    x = kl.Conv2D(6, 3, activation="relu", name="conv")(inputs)
+    model = shake(keras.Model(inputs, build(kl.GlobalAveragePooling2D()(x))))
+    x = noise(1, 9, 8, 3)
+    maps, outputs = grad_cam(utils.open_network(model), x, ["conv"], [1, 0])
+    expected, log_p = textbook(model, x, "conv", [1, 0], score=score)
+    assert error(maps["conv"], expected) < 1e-4
+    np.testing.assert_allclose(tf.nn.softmax(outputs), tf.nn.softmax(log_p), rtol=1e-4)
+
+
+def test_an_open_input_size_is_asked_for():
+    model = shake(small(shape=(None, None, 3)))
+    with pytest.raises(ValueError, match="size"):
+        utils.open_network(model)
+    opened = utils.open_network(model, size=(40, 50))
+    x = noise(1, 40, 50, 3)
+    assert opened.input_shape == (None, 40, 50, 3)
+    np.testing.assert_allclose(tf.nn.softmax(opened(x)), model(x), rtol=1e-4)
+
+
+class Unknown(kl.Layer):
+    """A custom layer, which is not registered."""
+
+    def call(self, x):
+        return 2 * x
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x[:, 0, 0]
+
+
+def test_custom_layers_are_opened_and_subclassed_or_channels_first_networks_refused():
+    model = shake(small(None, before=Unknown()))
+    x = noise(1, 64, 64, 3)
+    np.testing.assert_array_equal(utils.open_network(model)(x), model(x))
+    with pytest.raises(ValueError, match="functional"):
+        utils.open_network(Subclassed())
+    with pytest.raises(ValueError, match="channels_first"):
+        utils.open_network(channels_first())
+
+
+def test_a_strided_pointwise_convolution_of_few_channels_does_not_end_the_process(tmp_path):
+    """oneDNN's kernel for its filters' gradient, which nobody asked for, writes past its memory."""
+    conv = kl.Conv2D(8, 3, padding="same", name="conv")
+    above = [kl.Conv2D(16, 1, strides=2), kl.GlobalAveragePooling2D(), head("softmax")]
+    keras.Sequential([keras.Input((64, 64, 1)), conv, *above]).save(tmp_path / "narrow.keras")
+    words = "--weights narrow.keras --preprocess unit --layers conv --figures layers,guided"
+    done = program("gradcam_vgg", CAT, words, cwd=tmp_path)
+    assert (done.code, len(done.out)) == (0, 2), done.err
