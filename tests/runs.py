@@ -29,6 +29,11 @@ CHATTER = re.compile(
 )
 
 
+def arrays(path):
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
 class Done(NamedTuple):
     """A program that has ended: its exit code, lines on stdout and on stderr, where it ran."""
 
@@ -45,9 +50,7 @@ class Done(NamedTuple):
 
     def arrays(self, name=None, folder="results"):
         """The numbers of a figure: of the first one listed, or by its name."""
-        name = name or Path(self.out[0]).stem
-        with np.load(self.cwd / folder / f"{name}.npz", allow_pickle=False) as stored:
-            return dict(stored)
+        return arrays(self.cwd / folder / f"{name or Path(self.out[0]).stem}.npz")
 
     def error(self):
         """The line that a program ends with which drew nothing."""

@@ -101,11 +101,8 @@ def test_heat_lies_on_the_cat_and_on_the_cup(method):
     np.testing.assert_allclose(logits, vgg16()(x)[0].numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_no_kernel_of_the_nine_of_block3_has_its_strongest_position_on_the_border(
-    monkeypatch, tmp_path
-):
+def test_no_kernel_of_the_nine_of_block3_is_strongest_on_the_border(run, monkeypatch):
     """Of all kernels several answer most to the black frame of zero padding: they are not drawn."""
-    monkeypatch.chdir(tmp_path)
     options = read_options(monkeypatch, "deconvnet_vgg")
     network, at_border = deconvnet_vgg.open_networks(options)[0], []
     assert network.layer == "block3_conv3"

@@ -28,9 +28,6 @@ def assert_equal_projections(model, x, projector, layer, kernels, ways=WAYS):
             assert error(found, expected) < 1e-5, (layer, mode, rule)
 
 
-# --- VGG16 and InceptionV3 ------------------------------------------------------------------------
-
-
 OWN = [
     ("VGG16", (64, 72, 3), ["block3_conv3", "block5_conv3"]),
     ("InceptionV3", (107, 139, 3), ["mixed0", "mixed10"]),
@@ -46,9 +43,6 @@ def test_the_scripts_own_networks(name, shape, layers):
     for number, layer in enumerate(layers):
         best = projector.best(layer)[::-1]
         assert_equal_projections(model, x, projector, layer, best, WAYS[number::2])
-
-
-# --- small networks, every kind of layer ----------------------------------------------------------
 
 
 def chain():
@@ -151,9 +145,6 @@ def test_the_rule_gradient_equals_gradient_tape(build, mode):
     assert error(found, expected) < 1e-5
 
 
-# --- switches, windows, kernels -------------------------------------------------------------------
-
-
 TIES = [  # a pool, the side of a picture, which row or column each window chooses
     (3, 2, "valid", 5, [0, 2]),
     (3, 2, "same", 4, [0, 2]),
@@ -214,18 +205,6 @@ def test_kernels_in_any_order_more_than_nine_near_and_far_twice_and_silent():
         expected = Projector(model, x).project(layer, kernels.tolist(), "max", "deconvnet")
         assert error(found, expected) < 1e-5
         assert not found[7].any()
-
-
-# --- networks in any form, left as they were ------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
-@pytest.mark.parametrize("layer", ["later", "head"])
-def test_layers_called_twice_and_shared_with_another_network(number, layer):
-    model = helpers.recurring()[number]
-    x = noise(1, *model.input_shape[1:])
-    projector = Projector(model, x)
-    assert_equal_projections(model, x, projector, layer, projector.best(layer))
 
 
 @pytest.mark.parametrize("build", [other_layers, other_operations, gated])

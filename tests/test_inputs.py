@@ -336,9 +336,6 @@ def test_every_command_of_the_readme_is_accepted(read, tmp_path):
         utils.open_album(read(script, *shlex.split(words)), ["Image/cat_coffee.jpg"])
 
 
-# --- classes ---
-
-
 def test_imagenet_s_classes_are_found_by_index_id_or_name_in_any_case():
     classes = utils.read_classes()
     assert len(classes) == 1000 and classes.synsets == sorted(set(classes.synsets))  # as in ILSVRC
@@ -500,9 +497,6 @@ def test_signed_grey_shrinks_before_it_scales():
     assert picture.shape == (20, 20, 3)
 
 
-# --- exit codes and messages ---
-
-
 FULL = OSError(errno.ENOSPC, "No space left on device", "a.jpg")
 RAISED = [(UserError("no layer"), 2, "error: no layer"), (FULL, 2, "a.jpg")]
 
@@ -517,9 +511,6 @@ def test_what_is_expected_to_go_wrong_is_one_line_and_a_code(capfd, raised, code
     assert err.count("\n") == 1 and says in err
     with pytest.raises(AttributeError):  # fault 5: a mistake of ours is no broken file
         utils.run(lambda: None.shape)
-
-
-# --- files ---
 
 
 def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch):

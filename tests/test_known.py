@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapes
-from runs import call
+from runs import arrays, call
 
 import utils
 
@@ -21,11 +21,6 @@ def run(folder, *words, code=0):
     done = call(folder, "gradcam_resnet50", *words)
     assert done.code == code, done.err
     return "\n".join([*done.err, ""])
-
-
-def arrays(path):
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +99,6 @@ def test_true_boxes_are_scored_beside_a_centred_one(desk, wrong):
     heat = utils.place(found["shapes/relu4_2/0"], at, 96, 96)
     assert tuple(found["shapes/relu4_2/0/box"]) == utils.segment_box(heat)
     assert (desk / "o" / "disc_shapes_boxes.jpg").exists()
-
-
-# --- what is said of folders ---
 
 
 def made(folder):

@@ -97,9 +97,6 @@ def draw(model, run, monkeypatch):
     return draw
 
 
-# --- the scan ---
-
-
 def test_top9_are_the_nine_strongest_photographs_of_the_strongest_kernels(model, draw):
     """Of 17 files one is no photograph and two are the same; border cells do not count."""
     photos = {f"p{number:02}": photo(min(number, 15)) for number in range(17)}
@@ -167,9 +164,6 @@ def test_progress_is_shown_where_a_person_looks(draw, monkeypatch, terminal):
     assert all("s" in line for line in steps)
 
 
-# --- the figures ---
-
-
 def test_comparison_of_several_photographs(model, draw):
     """A row a kernel, a column a photograph; one that cannot be read is left out."""
     photos = some(3, 9, 4, 5, 6)
@@ -177,10 +171,9 @@ def test_comparison_of_several_photographs(model, draw):
     words = ["--layers", "conv2", "--kernels", "7,2", "--compared", "3", "--mode", "max"]
     done, rows, arrays = draw("comparison", *photos, *words)
     assert done.code == 1 and [len(row) for row in rows] == [6, 6]  # a map and a projection each
-    stored = {
-        f"net/{what}/q{seed}" for what in ("conv2/7", "conv2/2", "input") for seed in (3, 4, 5)
-    }
-    assert set(arrays) == stored
+    for stored in ("net/conv2/7", "net/conv2/2", "net/input"):
+        assert {f"{stored}/q{seed}" for seed in (3, 4, 5)} < set(arrays)
+    assert len(arrays) == 9
     for kernel, seed in ((7, 3), (2, 5)):
         expected = back(model, photo(seed), "conv2", kernel)
         assert_same(arrays[f"net/conv2/{kernel}/q{seed}"], expected)
