@@ -1,6 +1,6 @@
 """What goes in and what comes out without a network, and without TensorFlow: photographs, folders,
-words, classes, files. Expected pixels are those that were drawn, before another library stored
-them."""
+words, classes, pictures, files. Expected pixels are those that were drawn, before another library
+stored them."""
 
 import argparse
 import dataclasses
