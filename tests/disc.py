@@ -40,10 +40,7 @@ def network():
     model = keras.Model(image, layers.Dense(2, use_bias=False)(x), name="disc")
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D):
-            height, width = layer.kernel_size
-            layer.kernel.assign(
-                np.full((height, width, *layer.kernel.shape[2:]), 1 / height / width)
-            )
+            layer.kernel.assign(np.full(layer.kernel.shape, 1 / np.prod(layer.kernel_size)))
     colour = np.float32([1, -0.5, -0.5]).reshape(1, 1, 3, 1)
     model.get_layer("colour").set_weights([colour / 255, np.float32([-0.2])])
     model.layers[-1].set_weights([np.float32([[9, -9]])])

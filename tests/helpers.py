@@ -268,9 +268,6 @@ class Projector:
         return tape.gradient([pair[0] for pair in pairs], inputs, [pair[1] for pair in pairs])
 
 
-# --- a process of its own ------------------------------------------------------------------------
-
-
 def run_apart(module, function):
     """Call a function of a test module where a dying process does no harm, with TensorFlow as it is
     by default: conftest.py switches oneDNN off."""

@@ -2,6 +2,7 @@
 person's shell does."""
 
 import importlib
+import io
 import os
 import re
 import shlex
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import utils
 
 ROOT = Path(__file__).resolve().parent.parent
-CAT_COFFEE = ROOT / "Image" / "cat_coffee.jpg"
+CAT, CAT_COFFEE = ROOT / "Image" / "cat.jpg", ROOT / "Image" / "cat_coffee.jpg"
 GRADCAM = ("gradcam_vgg", "gradcam_resnet50", "gradcam_googlenet")
 DECONVNET = ("deconvnet_vgg", "deconvnet_inceptionv3")
 SCRIPTS = GRADCAM + DECONVNET
@@ -25,6 +27,11 @@ CHATTER = re.compile(
     r"|traceback|retracing|font cache|exception ignored",
     re.IGNORECASE,
 )
+
+
+def arrays(path):
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
 
 
 class Done(NamedTuple):
@@ -41,15 +48,16 @@ class Done(NamedTuple):
         assert sorted(self.out) == [f"{folder}/{name}" for name in names], self.err
         return set(names)
 
-    def arrays(self, name, folder="results"):
-        with np.load(self.cwd / folder / f"{name}.npz", allow_pickle=False) as stored:
-            return dict(stored)
+    def arrays(self, name=None, folder="results"):
+        """The numbers of a figure: of the first one listed, or by its name."""
+        return arrays(self.cwd / folder / f"{name or Path(self.out[0]).stem}.npz")
 
     def error(self):
         """The line that a program ends with which drew nothing."""
         lines = [line for line in self.err if line.startswith("error: ")]
         assert (self.code, self.out, lines) == (2, [], self.err[-1:]), self.err
         assert not [line for line in self.err if CHATTER.search(line)]
+        assert not [*self.cwd.glob("results/*")]
         return lines[0]
 
 
@@ -81,18 +89,24 @@ def read_options(monkeypatch, script, *words, **constants):
     return utils.read_options({**vars(module), **constants})
 
 
-def call(monkeypatch, capfd, *words):
-    """A run within this process, where the test stands."""
+class Stream(io.StringIO):
+    """What a script writes to, within this process."""
+
+
+def call(cwd, *words):
+    """A run within this process, in a folder."""
     script, *arguments = typed(*words)
     module = importlib.import_module(script)
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
-    capfd.readouterr()
-    with monkeypatch.context() as patch:
+    utils.say.cache_clear()
+    out, err = Stream(), Stream()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        patch.setattr(sys, "__stdout__", out)
+        patch.setattr(sys, "stderr", err)
         patch.setattr("logging.disable", lambda level: None)
         code = utils.run(module.main)
-    sys.__stdout__.flush()
-    out, err = capfd.readouterr()
-    return Done(code, out.splitlines(), err.splitlines(), Path.cwd())
+    return Done(code, out.getvalue().splitlines(), err.getvalue().splitlines(), Path(cwd))
 
 
 def save_photo(path, seed=0, size=(120, 60)):

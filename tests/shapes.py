@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 
 NAMES = ["disc", "cross", "triangle", "square"]
+ARM = ((1, -0.2), (1, 0.2), (0.2, 0.2))
 CORNERS = {  # of a shape of size 1 around (0, 0)
     "cross": [
-        (a, b)
-        for turn in range(4)
-        for x, y in ((1, -0.2), (1, 0.2), (0.2, 0.2))
-        for a, b in [((x, y), (-y, x), (-x, -y), (y, -x))[turn]]
+        *ARM,
+        *((-y, x) for x, y in ARM),
+        *((-x, -y) for x, y in ARM),
+        *((y, -x) for x, y in ARM),
     ],
     "triangle": [(np.cos(angle), np.sin(angle)) for angle in np.arange(3) * 2 * np.pi / 3],
     "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
@@ -26,13 +27,10 @@ CORNERS = {  # of a shape of size 1 around (0, 0)
 
 def background(generator, side):
     """Clouds of colour, uint8 (side, side, 3)."""
-    clouds = sum(
-        weight
-        * cv2.resize(
-            generator.normal(size=(cells, cells, 3)), (side, side), interpolation=cv2.INTER_CUBIC
-        )
-        for cells, weight in ((2, 40), (5, 25), (12, 12), (40, 8))
-    )
+    clouds = np.zeros((side, side, 3))
+    for cells, weight in ((2, 40), (5, 25), (12, 12), (40, 8)):
+        noise = generator.normal(size=(cells, cells, 3))
+        clouds += weight * cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
     return np.uint8(np.clip(clouds + generator.uniform(60, 190, 3), 0, 255))
 
 
@@ -40,13 +38,11 @@ def draw(picture, name, generator, centre, size):
     """Draw a shape of any colour, turned by any angle."""
     colour, angle = generator.integers(0, 256, 3).tolist(), generator.uniform(0, 2 * np.pi)
     if name == "disc":
-        return cv2.circle(
-            picture, np.int32(centre).tolist(), int(0.9 * size), colour, -1, cv2.LINE_AA
-        )
+        middle, radius = np.int32(centre).tolist(), int(0.9 * size)
+        return cv2.circle(picture, middle, radius, colour, -1, cv2.LINE_AA)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return cv2.fillPoly(
-        picture, [np.int32(centre + size * np.array(CORNERS[name]) @ turn)], colour, cv2.LINE_AA
-    )
+    corners = np.int32(centre + size * np.array(CORNERS[name]) @ turn)
+    return cv2.fillPoly(picture, [corners], colour, cv2.LINE_AA)
 
 
 def examples(count, seed, side=96):
@@ -55,15 +51,9 @@ def examples(count, seed, side=96):
     pictures, numbers = [], generator.integers(0, len(NAMES), count)
     for number in numbers:
         size = generator.uniform(0.12, 0.3) * side
-        pictures.append(
-            draw(
-                background(generator, side),
-                NAMES[number],
-                generator,
-                generator.uniform(size, side - size, 2),
-                size,
-            )
-        )
+        picture = background(generator, side)
+        centre = generator.uniform(size, side - size, 2)
+        pictures.append(draw(picture, NAMES[number], generator, centre, size))
     return np.stack(pictures), numbers
 
 
@@ -76,20 +66,19 @@ def train(epochs=8, count=12000):
     stack = [keras.Input((96, 96, 3)), layers.Rescaling(1 / 127.5, -1)]
     for block, width in enumerate((16, 32, 48, 64), 1):
         for number in (1, 2):
+            name = f"{block}_{number}"
+            conv = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{name}")
             stack += [
-                layers.Conv2D(
-                    width, 3, padding="same", use_bias=False, name=f"conv{block}_{number}"
-                ),
+                conv,
                 layers.BatchNormalization(momentum=0.9),
-                layers.ReLU(name=f"relu{block}_{number}"),
+                layers.ReLU(name=f"relu{name}"),
             ]
         stack.append(layers.MaxPooling2D(name=f"pool{block}"))
     stack[-1:] = [layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")]
     model = keras.Sequential(stack, name="shapes")
     rate = keras.optimizers.schedules.CosineDecay(2e-3, epochs * (count // 128 + 1))
-    model.compile(
-        keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
+    adam = keras.optimizers.Adam(rate)
+    model.compile(adam, "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(*examples(count, 0), 128, epochs, verbose=2, validation_data=examples(1000, 1))
     model.compile()  # without the optimizer's numbers the file is a third as large
     return model

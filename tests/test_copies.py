@@ -1,8 +1,7 @@
-"""What standalone scripts cost, kept honest: copies equal to the letter, no imports across, names,
-docstrings, pictures. Sources are read, never run: this needs no TensorFlow."""
+"""What standalone scripts cost, kept honest: copies equal to the letter, no imports across,
+pictures. Sources are read, never run: this needs no TensorFlow."""
 
 import ast
-import fnmatch
 import json
 import re
 from collections import Counter
@@ -11,8 +10,6 @@ import pytest
 from PIL import Image
 from runs import DECONVNET, GRADCAM, ROOT, SCRIPTS, carried
 
-TREE = """README.md requirements.txt gradcam_vgg.py gradcam_resnet50.py gradcam_googlenet.py
-    deconvnet_vgg.py deconvnet_inceptionv3.py utils.py Image tests"""
 # What the scripts of a family do not share to the letter, and why.
 OWN = {
     GRADCAM: {
@@ -29,14 +26,6 @@ OWN = {
         "LAYERS WEIGHTS WEIGHTS_WORDS COMPARED": "what suits the network",
         "RULES": "behind strided convolutions guided backpropagation is to stand beside",
     },
-}
-SAID = {  # by the docstrings of what people import: shapes, and errors
-    "gradcam_vgg grad_cam": ["(1, H, W, channels)", "(n_classes,)", "ValueError"],
-    "gradcam_vgg guided_backprop": ["(len(classes), H, W, channels)"],
-    "deconvnet_vgg deconvnet": ["(1, H, W, channels)", "(len(kernels), H, W, channels)"],
-    "utils read_photo": ["uint8 (H, W, 3), RGB", "UserError"],
-    "utils overlay": ["uint8 (H, W, 3), RGB"],
-    "utils open_network": ["(H, W)", "ValueError"],
 }
 
 
@@ -61,15 +50,9 @@ def parts(script):
     return found
 
 
-def imported(tree):
+def imported(name):
     """The modules that a source imports, wherever it does."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            names.add(node.module.partition(".")[0])
-    return names
+    return set(re.findall(r"^\s*(?:import|from) (\w+)", source(name), re.MULTILINE))
 
 
 @pytest.mark.parametrize("family", OWN, ids=["gradcam", "deconvnet"])
@@ -84,27 +67,10 @@ def test_scripts_of_a_family_hold_the_same_to_the_letter(family):
 
 def test_scripts_stand_alone_and_utils_holds_no_method():
     for name in [*SCRIPTS, "utils"]:
-        assert not imported(ast.parse(source(name))) & {*SCRIPTS, "keras", "tensorflow"}, name
+        assert not imported(name) & {*SCRIPTS, "keras", "tensorflow"}, name
     words = ("GradientTape", "custom_gradient", "conv2d_transpose", "max_pool", "CAM_WEIGHTS")
     assert [word for word in words if word in source("utils")] == []
     assert all(any(word in source(name) for word in words) for name in SCRIPTS)
-
-
-def test_the_tree_is_that_of_the_contract():
-    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
-    hidden = [".*", *ignored]
-    there = {path.name for path in ROOT.iterdir()}
-    for pattern in hidden:
-        there -= set(fnmatch.filter(there, pattern))
-    assert there == set(TREE.split())
-
-
-@pytest.mark.parametrize("name", SAID)
-def test_docstrings_of_what_people_import_give_shapes_and_errors(name):
-    module, function = name.split()
-    nodes = {getattr(node, "name", ""): node for node in ast.parse(source(module)).body}
-    text = " ".join(ast.get_docstring(nodes[function]).split())
-    assert [words for words in SAID[name] if words not in text] == []
 
 
 def readme_pictures():

@@ -11,7 +11,6 @@ import tensorflow as tf
 from helpers import Projector, error, noise, shake
 from keras import layers as kl
 
-import utils
 from deconvnet_vgg import deconvnet
 
 MODES = ("max", "all")
@@ -23,24 +22,19 @@ def assert_equal_projections(model, x, projector, layer, kernels, ways=WAYS):
         found = deconvnet(model, x, layer, kernels, mode, rule)
         expected = projector.project(layer, kernels, mode, rule)
         assert found.dtype == np.float32
-        if (
-            mode == "max" and not expected.any()
-        ):  # where a ReLU6 is cut off no gradient comes through
+        if mode == "max" and not expected.any():  # of a ReLU6 that is cut off comes no gradient
             assert not found.any()
         else:
             assert error(found, expected) < 1e-5, (layer, mode, rule)
 
 
-# --- VGG16 and InceptionV3 ------------------------------------------------------------------------
+OWN = [
+    ("VGG16", (64, 72, 3), ["block3_conv3", "block5_conv3"]),
+    ("InceptionV3", (107, 139, 3), ["mixed0", "mixed10"]),
+]
 
 
-@pytest.mark.parametrize(
-    "name, shape, layers",
-    [
-        ("VGG16", (64, 72, 3), ["block3_conv3", "block5_conv3"]),
-        ("InceptionV3", (107, 139, 3), ["mixed0", "mixed10"]),
-    ],
-)
+@pytest.mark.parametrize("name, shape, layers", OWN, ids=["VGG16", "InceptionV3"])
 def test_the_scripts_own_networks(name, shape, layers):
     build = getattr(keras.applications, name)
     model = shake(build(weights=None, include_top=False, input_shape=shape))
@@ -49,9 +43,6 @@ def test_the_scripts_own_networks(name, shape, layers):
     for number, layer in enumerate(layers):
         best = projector.best(layer)[::-1]
         assert_equal_projections(model, x, projector, layer, best, WAYS[number::2])
-
-
-# --- small networks, every kind of layer ----------------------------------------------------------
 
 
 def chain():
@@ -154,9 +145,6 @@ def test_the_rule_gradient_equals_gradient_tape(build, mode):
     assert error(found, expected) < 1e-5
 
 
-# --- switches, windows, kernels -------------------------------------------------------------------
-
-
 TIES = [  # a pool, the side of a picture, which row or column each window chooses
     (3, 2, "valid", 5, [0, 2]),
     (3, 2, "same", 4, [0, 2]),
@@ -219,34 +207,6 @@ def test_kernels_in_any_order_more_than_nine_near_and_far_twice_and_silent():
         assert not found[7].any()
 
 
-# --- networks in any form, left as they were ------------------------------------------------------
-
-
-def test_networks_inside_networks_are_laid_open():
-    inner = kl.Conv2D(5, 3, activation="relu", name="conv")
-    inputs = keras.Input((18, 16, 3))
-    x = kl.MaxPooling2D()(kl.Conv2D(4, 3, padding="same", activation="relu", name="conv")(inputs))
-    x = keras.Sequential([keras.Input((9, 8, 4)), inner], name="inner")(x)
-    model = shake(keras.Model(inputs, kl.Dense(3, "softmax")(kl.Flatten()(x))))
-    x = noise(1, 18, 16, 3)
-    opened = utils.open_network(model)
-    projector = Projector(opened, x)
-    inside = [name for name in projector.layers if "conv" in name][1]
-    np.testing.assert_array_equal(opened.get_layer(inside).kernel, inner.kernel)
-    best = projector.best(inside)
-    expected = projector.project(inside, best, "all", "deconvnet")
-    assert error(deconvnet(opened, x, "inner/conv", best, "all"), expected) < 1e-5
-
-
-@pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
-@pytest.mark.parametrize("layer", ["later", "head"])
-def test_layers_called_twice_and_shared_with_another_network(number, layer):
-    model = helpers.recurring()[number]
-    x = noise(1, *model.input_shape[1:])
-    projector = Projector(model, x)
-    assert_equal_projections(model, x, projector, layer, projector.best(layer))
-
-
 @pytest.mark.parametrize("build", [other_layers, other_operations, gated])
 def test_the_network_is_left_as_it_was_and_gains_no_nodes(build):
     model = shake(build())
@@ -274,8 +234,3 @@ REFUSED = [  # layer, kernels, further arguments, how many pictures; a word of t
 def test_what_is_unknown_or_empty_is_a_value_error(layer, kernels, more, count, word):
     with pytest.raises(ValueError, match=word):
         deconvnet(chain(), noise(count, 25, 22, 3), layer, kernels, *more)
-
-
-def test_channels_first_is_a_value_error():
-    with pytest.raises(ValueError, match="channels_first"):
-        deconvnet(helpers.channels_first(), noise(1, 3, 12, 10), "conv", [0])

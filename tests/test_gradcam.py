@@ -39,8 +39,6 @@ def grad_cam(request):
     tf.config.run_functions_eagerly(False)
 
 
-# --- by hand and by finite differences ------------------------------------------------------------
-
 ON_PAPER = {
     # Class 0: alpha = ((1+3+0+0)/4, (2+0+0+2)/4) = (1, 1). Class 1: (4/4, -8/4) = (1, -2).
     "gradcam": [[[4, 0], [2, 7]], [[-5, 0], [2, 1]]],
@@ -166,11 +164,8 @@ def from_the_pixels_on(relu="relu"):
     """Preprocessing of its own, of grey photographs; padding; depthwise layers; dense layers."""
     deep = kl.DepthwiseConv2D(3, padding="same", depth_multiplier=2, activation=relu, name="deep")
     wide = kl.SeparableConv2D(7, 3, 2, "same", activation=relu, name="wide")
-    before = [
-        kl.Rescaling(1 / 2, offset=-1),
-        kl.Normalization(),
-        kl.ZeroPadding2D(((1, 2), (0, 3))),
-    ]
+    padding = kl.ZeroPadding2D(((1, 2), (0, 3)))
+    before = [kl.Rescaling(1 / 2, offset=-1), kl.Normalization(), padding]
     above = [kl.AveragePooling2D(2, name="pool"), kl.Flatten(), kl.Dense(6, relu), head()]
     return keras.Sequential([keras.Input((9, 8, 1)), *before, deep, wide, *above])
 
@@ -226,10 +221,6 @@ def plain_relu_6(relu):
     return plain_two_convs(lambda x: tf.minimum(relu(x), 6))
 
 
-def plain_one_unit(relu):
-    return plain_two_convs(relu, 1)
-
-
 CASES = {
     **{name: Case(functools.partial(two_convs, name), closed=False) for name in RELUS},
     **{name: Case(functools.partial(two_convs, end=name)) for name in ENDS},
@@ -240,12 +231,10 @@ CASES = {
     "residual": Case(residual, residual, ("relu1", "add", "both", "gated"), closed=False),
     "namesakes": Case(namesakes, plain_namesakes, ("relu", "second/relu")),
 }
-SPECIAL = {
-    "relu_6": {"plain": plain_relu_6},
-    "one_sigmoid": {"plain": plain_one_unit, "score": helpers.two_logits},
-    "one_sigmoid_as_layer": {"plain": plain_one_unit, "score": helpers.two_logits},
-}
-CASES |= {name: CASES[name]._replace(**fields) for name, fields in SPECIAL.items()}
+CASES["relu_6"] = CASES["relu_6"]._replace(plain=plain_relu_6)
+one_unit = {"plain": functools.partial(plain_two_convs, units=1), "score": helpers.two_logits}
+for name in ("one_sigmoid", "one_sigmoid_as_layer"):
+    CASES[name] = CASES[name]._replace(**one_unit)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -384,8 +373,12 @@ def test_layers_called_twice_and_shared_with_another_network(grad_cam):
         x = noise(1, *model.input_shape[1:])
         found = grad_cam(model, x, ["later"], [2, 0])[0]["later"]
         assert error(found, textbook(model, x, "later", [2, 0])[0]) < 1e-4
-        expected = helpers.Projector(model, x).project("head", [2, 0], "all", "guided")
+        projector = helpers.Projector(model, x)
+        expected = projector.project("head", [2, 0], "all", "guided")
         assert error(guided_backprop(model, x, [2, 0]), expected) < 1e-4
+        best = projector.best("later")
+        expected = projector.project("later", best, "max", "deconvnet")
+        assert error(deconvnet(model, x, "later", best), expected) < 1e-5
 
 
 def test_later_calls_see_new_classes_new_weights_and_other_sizes():
@@ -484,11 +477,15 @@ def test_what_is_unknown_or_empty_is_a_value_error(layers, classes, method, coun
 
 
 def test_channels_first_is_a_value_error():
-    x = noise(1, 3, 12, 10)
-    with pytest.raises(ValueError, match="channels_first"):
-        gradcam_vgg.grad_cam(helpers.channels_first(), x, ["conv"], [0])
-    with pytest.raises(ValueError, match="channels_first"):
-        guided_backprop(helpers.channels_first(), x, [0])
+    model, x = helpers.channels_first(), noise(1, 3, 12, 10)
+    asked = [
+        (gradcam_vgg.grad_cam, ["conv"], [0]),
+        (guided_backprop, [0]),
+        (deconvnet, "conv", [0]),
+    ]
+    for function, *arguments in asked:
+        with pytest.raises(ValueError, match="channels_first"):
+            function(model, x, *arguments)
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -1,6 +1,6 @@
 """What goes in and what comes out without a network, and without TensorFlow: photographs, folders,
-words, classes, files. Expected pixels are those that were drawn, before another library stored
-them."""
+words, classes, pictures, files. Expected pixels are those that were drawn, before another library
+stored them."""
 
 import argparse
 import dataclasses
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -240,18 +241,6 @@ def test_a_constant_and_its_option_are_read_alike(read, script, name, typed, con
     assert getattr(read(script, **{name.upper(): constant}), name) == value
 
 
-def test_every_constant_is_overridden_from_the_shell(read):
-    """Fault 11: also the one that is a switch; and every constant in capitals has its option."""
-    assert not read(VGG, "--no-arrays", ARRAYS=True).arrays
-    for script in SCRIPTS:
-        source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
-        block = source.partition("# fmt: off\n")[2].partition("# fmt: on")[0]
-        names = re.findall(r"^([A-Z]+) = .*  # \S", block, re.MULTILINE)
-        assert len(names) == block.count("\n") and names[0] == "IMAGES"
-        options = vars(read(script))
-        assert {name.lower().replace("import", "import_") for name in names} <= options.keys()
-
-
 def test_photographs_of_the_constant_are_relative_to_the_script_and_typed_ones_not(read):
     images = ["Image/co*.jpg", "Image/cat.jpg"]
     album = utils.open_album(read(VGG), images)
@@ -264,23 +253,25 @@ def test_photographs_of_the_constant_are_relative_to_the_script_and_typed_ones_n
 
 FIGURES = dict.fromkeys(GRADCAM, "layers one_class guided overlay trust boxes failures table")
 FIGURES |= dict.fromkeys(DECONVNET, "projections blocks comparison top9 occlusion")
-OPTIONS = """figures layers classes kernels weights labels preprocess fit resize place import scale
-    seed output format colormap"""
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_every_option_its_default_and_every_figure(read, capfd, monkeypatch, script):
+def test_every_constant_is_an_option_and_help_names_all(read, capfd, monkeypatch, script):
+    """Fault 11: the one that is a switch is overridden, too."""
+    assert not read(script, "--no-arrays", ARRAYS=True).arrays
+    source = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+    block = source.partition("# fmt: off\n")[2].partition("# fmt: on")[0]
+    names = re.findall(r"^([A-Z]+) = .*  # \S", block, re.MULTILINE)
+    assert len(names) == block.count("\n") > 20
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
         read(script, "--help")
     sys.__stdout__.flush()
     text, constants = capfd.readouterr().out, vars(sys.modules[script])
-    more = "mode rules patch stride compared"
-    more = "method threshold boxes pages" if script in GRADCAM else more
-    for name in f"{OPTIONS} {more}".split():
-        shown = constants[name.upper()]
+    for name in {*names} - {"IMAGES", "ARRAYS"}:
+        shown = constants[name]
         shown = ",".join(shown) if isinstance(shown, list) else shown
-        wanted = rf" --{name} {name.upper()}\s[^\n]*(\n {{9,}}[^\n]*)*\(default: "
+        wanted = rf" --{name.lower()} {name}\s[^\n]*(\n {{9,}}[^\n]*)*\(default: "
         assert re.search(wanted + re.escape("none" if shown == "" else str(shown)), text), name
     assert not ended.value.code
     assert all(word in text for word in ("--no-arrays", "--skip-existing", "--list-layers"))
@@ -345,9 +336,6 @@ def test_every_command_of_the_readme_is_accepted(read, tmp_path):
         utils.open_album(read(script, *shlex.split(words)), ["Image/cat_coffee.jpg"])
 
 
-# --- classes ---
-
-
 def test_imagenet_s_classes_are_found_by_index_id_or_name_in_any_case():
     classes = utils.read_classes()
     assert len(classes) == 1000 and classes.synsets == sorted(set(classes.synsets))  # as in ILSVRC
@@ -361,20 +349,50 @@ def test_imagenet_s_classes_are_found_by_index_id_or_name_in_any_case():
             assert str(index) in refusal(classes.index, name)  # crane, maillot: give an index
 
 
-def test_names_with_commas_and_of_folders_are_asked_for(tmp_path):
-    """Fault 12: as CSV has it. Fault 14: a file beside the folders is no class."""
-    names = ["crane, machine", "crane, bird", "owl"]
-    assert utils.split_words(utils.as_typed(names)) == names  # as a constant
-    (tmp_path / "names.txt").write_text("\n".join(names))
-    classes = utils.read_classes(str(tmp_path / "names.txt"), 3)
-    words = utils.split_words('owl, "crane, bird",top1')
-    assert classes.select(words) == Selection((2, 1), 1, 2)
-    for name in names:
-        (tmp_path / "training" / name).mkdir(parents=True)
-    for name in (".hidden", "list.csv"):
-        (tmp_path / "training" / name).touch()
-    assert utils.read_classes(str(tmp_path / "training"), 3).names == sorted(names)
-    assert "3 classes" in refusal(utils.read_classes, str(tmp_path / "training"), 4)
+NAMES = ["red fox", "tabby", "tiger cat", "dog"]
+LABELS = {  # the lines of a file
+    "numbers.txt": ["5", "4", "3", "2"],
+    "names.txt": NAMES,
+    "twice.txt": ["dog", "cat", "owl", "dog"],
+    "commas.txt": ["crane, machine", "crane, bird", "owl", "crane"],
+}
+ASKED = {  # labels and words: a selection, or what the error says
+    "names.txt Tiger_Cat,DOG,0": Selection((2, 3, 0)),
+    "training dog,tabby": Selection((0, 2)),  # its folders, sorted
+    "none class 2,top9": Selection((2,), 4, 1),  # so many there are
+    "numbers.txt 3": Selection((3,)),
+    'commas.txt owl, "crane, bird",top1': Selection((2, 1), 1, 2),  # fault 12: as CSV has it
+    "names.txt tigre cat": "'tigre cat'.*did you mean tiger cat",
+    "names.txt 4": "'4'.*0.*3",
+    "twice.txt dog": "2 classes.*'dog'.*0.*3",
+    "no.txt 0": "no.txt",
+}
+
+
+@pytest.mark.parametrize("labels_words", ASKED)
+def test_classes_are_asked_for_by_labels(tmp_path, monkeypatch, labels_words):
+    """Fault 14: a file beside the folders is no class."""
+    monkeypatch.chdir(tmp_path)
+    for file, lines in LABELS.items():
+        Path(file).write_text("\n".join(lines) + "\n")
+    for name in [*NAMES, ".hidden"]:
+        Path("training", name).mkdir(parents=True)
+    Path("training/list.csv").touch()
+    labels, words = labels_words.split(" ", 1)
+    expected = ASKED[labels_words]
+
+    def select():
+        classes = utils.read_classes("" if labels == "none" else labels, 4)
+        return classes.select(utils.split_words(words))
+
+    if isinstance(expected, str):
+        with pytest.raises((UserError, OSError), match=expected):
+            select()
+    else:
+        assert select() == expected
+        assert "4 classes" in refusal(utils.read_classes, "training", 3)
+        names = LABELS["commas.txt"]
+        assert utils.split_words(utils.as_typed(names)) == names  # as a constant
 
 
 def test_a_selection_keeps_the_order_asked_for():
@@ -384,7 +402,99 @@ def test_a_selection_keeps_the_order_asked_for():
     assert Selection((0,), top=1, place=1).first().among(scores) == [0]
 
 
-# --- exit codes and messages ---
+# --- what networks are fed, maps and projections as pictures ---
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+GREY = [0.299, 0.587, 0.114]  # BT.601
+BGR_MEAN = (103.939, 116.779, 123.68)  # of ImageNet, as the two below
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PREPROCESSED = {  # as the documentation of Keras's imagenet_utils.preprocess_input has it
+    "caffe": lambda rgb: rgb[..., ::-1] - BGR_MEAN,
+    "tf": lambda rgb: rgb / 127.5 - 1,
+    "torch": lambda rgb: (rgb / 255 - MEAN) / DEVIATION,
+    "unit": lambda rgb: rgb / 255,
+    "none": lambda rgb: rgb,
+}
+
+
+@pytest.mark.parametrize("mode", PREPROCESSED)
+def test_network_input(mode):
+    """The whole photograph; grey ones for networks of one channel."""
+    expected = PREPROCESSED[mode]
+    found = utils.network_input(PHOTO, (40, 50), mode)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(PHOTO[None].astype(float)), atol=1e-4)
+    step = 0.51 * np.max(expected(np.ones(3)) - expected(np.zeros(3)))  # rounding to whole numbers
+    means = PHOTO.reshape(1, 20, 2, 10, 5, 3).mean(axis=(2, 4))
+    found = utils.network_input(PHOTO, (20, 10), mode)
+    np.testing.assert_allclose(found, expected(means), atol=step)
+    if mode in ("tf", "unit", "none"):  # the others are made for three channels
+        found = utils.network_input(PHOTO, (40, 50), mode, channels=1)
+        np.testing.assert_allclose(found[0, ..., 0], expected(PHOTO @ GREY), atol=step)
+
+
+def cubic(count, size):
+    """Keys's cubic convolution, with OpenCV's a = -0.75, edges repeated, as a matrix."""
+    a = -0.75
+    matrix = np.zeros((size, count))
+    for row, centre in enumerate((np.arange(size) + 0.5) * count / size - 0.5):
+        for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            t = abs(centre - tap)
+            inner = (a + 2) * t**3 - (a + 3) * t**2 + 1
+            outer = a * (t**3 - 5 * t**2 + 8 * t - 4)
+            matrix[row, np.clip(tap, 0, count - 1)] += inner if t <= 1 else outer
+    return matrix
+
+
+@pytest.mark.parametrize("size", [1e-12, 1, 1e12])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_heat_is_relu_scaled_by_the_maximum_and_enlarged(size, scale):
+    cam = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    heat = cubic(5, 40) @ np.maximum(cam, 0) @ cubic(7, 50).T / (scale or cam.max())
+    found = utils.overlay(PHOTO, cam * size, colormap="bone", alpha=1, scale=scale and scale * size)
+    expected = utils.colorize(heat, "bone")
+    assert np.abs(found.astype(int) - expected).max() <= 3  # a colour beside it
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 6), (40, 50), (1, 300)])
+def test_overlay_mixes_photograph_and_colours(shape):
+    cold, hot = (0, 0, 128), (128, 0, 0)  # jet's ends
+    for value, colour in ((0, cold), (-3, cold), (7, hot)):
+        laid = utils.overlay(PHOTO, np.full(shape, value), alpha=0.25)
+        np.testing.assert_allclose(laid, 0.75 * PHOTO + 0.25 * np.array(colour), atol=0.51)
+
+
+@pytest.mark.parametrize("name", ["turbo", "viridis", "inferno"])
+def test_colours_are_those_of_matplotlib(name):
+    values = np.linspace(0, 1, 256)[None]
+    found = utils.colorize(values, name)
+    assert np.abs(found - 255 * matplotlib.colormaps[name](values)[..., :3]).max() < 1
+    np.testing.assert_array_equal(utils.colorize(np.array([[-1, 2]]), name), found[:, [0, -1]])
+
+
+def test_signed_grey_keeps_signs_on_one_scale():
+    like = np.empty((50, 4))
+    values = np.linspace(-1, 1, 50)[:, None, None] * np.ones((1, 4, 1)) * [1, 0.5, 0]
+    for size in (1e-20, 1, 1e20):
+        rgb = utils.signed_grey(values * size, like)
+        assert rgb.dtype == np.uint8
+        assert (rgb[..., 2] == 128).all()  # zero is grey
+        # 4: the 99th percentile is white
+        np.testing.assert_allclose(rgb, (128 + 127 * values).clip(1, 255), atol=4)
+    bgr = utils.signed_grey(values, like, "caffe")
+    np.testing.assert_array_equal(bgr, utils.signed_grey(values, like)[..., ::-1])
+    assert (utils.signed_grey(np.zeros((5, 6, 3)), like) == 128).all()
+
+
+def test_signed_grey_shrinks_before_it_scales():
+    """Alternating signs average away, and one hot pixel does not darken the rest."""
+    values = np.tile([[1000.0, -1000.0], [-1000.0, 1000.0]], (20, 20))[..., None]
+    values = values + np.linspace(-1, 1, 40)[:, None, None]
+    values[0, 0] += 1e5
+    picture = utils.signed_grey(values, np.empty((20, 20)))
+    assert picture[1:5].max() < 64
+    assert picture[-5:].min() > 192
+    assert picture.shape == (20, 20, 3)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "a.jpg")
@@ -401,9 +511,6 @@ def test_what_is_expected_to_go_wrong_is_one_line_and_a_code(capfd, raised, code
     assert err.count("\n") == 1 and says in err
     with pytest.raises(AttributeError):  # fault 5: a mistake of ours is no broken file
         utils.run(lambda: None.shape)
-
-
-# --- files ---
 
 
 def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch):

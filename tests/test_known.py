@@ -1,15 +1,14 @@
 """Folders with known answers: failures, boxes and the table of runs over drawn shapes."""
 
 import csv
-import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapes
+from runs import arrays, call
 
-import gradcam_resnet50
 import utils
 
 IMAGE = Path(utils.HERE) / "Image"
@@ -18,20 +17,10 @@ LABELLED = [*SHAPES, "--labels", IMAGE / "shapes.txt"]
 
 
 def run(folder, *words, code=0):
-    """Run the script in this process, in a folder; what it said on stderr."""
-    utils.say.cache_clear()
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("sys.argv", ["gradcam_resnet50.py", *map(str, words)])
-        patch.setattr("sys.stderr", said)
-        assert utils.run(gradcam_resnet50.main) == code, said.getvalue()
-    return said.getvalue()
-
-
-def arrays(path):
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+    """Run the script in a folder; what it said on stderr."""
+    done = call(folder, "gradcam_resnet50", *words)
+    assert done.code == code, done.err
+    return "\n".join([*done.err, ""])
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +99,6 @@ def test_true_boxes_are_scored_beside_a_centred_one(desk, wrong):
     heat = utils.place(found["shapes/relu4_2/0"], at, 96, 96)
     assert tuple(found["shapes/relu4_2/0/box"]) == utils.segment_box(heat)
     assert (desk / "o" / "disc_shapes_boxes.jpg").exists()
-
-
-# --- what is said of folders ---
 
 
 def made(folder):

@@ -6,7 +6,6 @@ input, so that nothing is resized, and `--preprocess unit` makes x = pixels / 25
 
 import functools
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers as kl
 from PIL import Image
-from runs import call
+from runs import Stream
 
 import deconvnet_vgg
 import utils
@@ -78,7 +77,7 @@ def assert_same(found, expected):
 
 
 @pytest.fixture
-def draw(model, tmp_path, monkeypatch, capfd):
+def draw(model, run, monkeypatch):
     """Draw a figure: (how the program ended, the rows of its page, its arrays)."""
     drawn, make_page = [], utils.make_page
 
@@ -87,20 +86,15 @@ def draw(model, tmp_path, monkeypatch, capfd):
         return make_page(rows, *more)
 
     monkeypatch.setattr(utils, "make_page", keep)
-    monkeypatch.chdir(tmp_path)
     words = ["--weights", model.path, "--preprocess", "unit", "--arrays"]
-    run = functools.partial(call, monkeypatch, capfd, "deconvnet_vgg", *words)
+    run = functools.partial(run, "deconvnet_vgg", *words)
 
     def draw(figure, *more):
         done = run("--figures", figure, *more)
-        stem = next(Path(line).stem for line in done.out if line.endswith("npz"))
-        return done, drawn[-1], done.arrays(stem)
+        return done, drawn[-1], done.arrays()
 
     draw.run = run
     return draw
-
-
-# --- the scan ---
 
 
 def test_top9_are_the_nine_strongest_photographs_of_the_strongest_kernels(model, draw):
@@ -140,7 +134,9 @@ def test_top9_of_other_photographs_never_overwrites(draw):
     """Fault 10: `top9 a b`, then `top9 a c`; a third run of the first finds its own again."""
     a, b, c = some(1, 2, 3)
     words = ["--kernels", "top2", "--layers", "conv2"]
-    first, _, _ = draw("top9", a, b, *words)
+    first, rows, _ = draw("top9", a, b, *words)
+    for picture, _ in rows[0]:  # two square patches: of fewer photographs than nine, so many
+        assert picture.shape[1] == 2 * picture.shape[0]
     second, _, _ = draw("top9", a, c, *words)
     assert not set(first.out) & set(second.out)
     skip = ["--figures", "comparison,top9", a, b, *words, "--skip-existing"]
@@ -154,45 +150,18 @@ def test_top9_of_other_photographs_never_overwrites(draw):
     assert set(second.arrays("q1_and_1_more_2_net_top9")) & {"net/input/q2", "net/input/q3"}
 
 
-def test_of_fewer_photographs_than_nine_top9_has_so_many_patches(draw):
-    """The reddest photograph first: the kernel adds up what is red."""
-    for red, left in (200, 3), (250, 30), (150, 15):
-        pixels = np.zeros((*SIDES, 3), np.uint8)
-        pixels[10:16, left : left + 6, 0] = red
-        Path("red").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(f"red/{left}.png")
-    inputs = keras.Input((*SIDES, 3))
-    conv = kl.Conv2D(2, 3, activation="relu", name="conv")
-    model = keras.Model(inputs, kl.Dense(3)(kl.GlobalAveragePooling2D()(conv(inputs))))
-    channels = [[1, 0], [0, 1], [0, 1]]
-    conv.set_weights([np.broadcast_to(channels, (3, 3, 3, 2)), np.zeros(2)])
-    model.save("red.keras")
-    words = ["red", "--kernels", "0", "--weights", "red.keras"]
-    done, rows, arrays = draw("top9", *words)
-    assert_same(arrays["red/conv/0/activations"], 9 * np.array([250, 200, 150]) / 255)
-    (photographs, _), (projections, _) = rows[0]
-    side = photographs.shape[0]
-    assert photographs.shape == projections.shape == (side, 3 * side, 3)  # three square patches
-    middles = photographs[side // 2, side // 2 :: side].astype(int)
-    assert np.abs(middles - [[250, 0, 0], [200, 0, 0], [150, 0, 0]]).max() < 2
-    assert done.code == 0
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_shown_where_a_person_looks(draw, monkeypatch, terminal):
     """Over a scan and over the photographs of a folder, with the time; never in a log."""
     Path("many").mkdir()
     for seed in range(12):
         Image.fromarray(photo(seed)).save(f"many/{seed}.png")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(Stream, "isatty", lambda _: terminal)
     done, _, _ = draw("projections,top9", "many", "--layers", "conv2", "--kernels", "0")
     assert done.code == 0 and len(done.out) == 2 * 13  # stdout stays the list of files
     steps = [line for line in done.err if "12/12" in line]
     assert len(steps) == (2 if terminal else 0)
     assert all("s" in line for line in steps)
-
-
-# --- the figures ---
 
 
 def test_comparison_of_several_photographs(model, draw):
@@ -202,10 +171,9 @@ def test_comparison_of_several_photographs(model, draw):
     words = ["--layers", "conv2", "--kernels", "7,2", "--compared", "3", "--mode", "max"]
     done, rows, arrays = draw("comparison", *photos, *words)
     assert done.code == 1 and [len(row) for row in rows] == [6, 6]  # a map and a projection each
-    stored = {
-        f"net/{what}/q{seed}" for what in ("conv2/7", "conv2/2", "input") for seed in (3, 4, 5)
-    }
-    assert set(arrays) == stored
+    for stored in ("net/conv2/7", "net/conv2/2", "net/input"):
+        assert {f"{stored}/q{seed}" for seed in (3, 4, 5)} < set(arrays)
+    assert len(arrays) == 9
     for kernel, seed in ((7, 3), (2, 5)):
         expected = back(model, photo(seed), "conv2", kernel)
         assert_same(arrays[f"net/conv2/{kernel}/q{seed}"], expected)
@@ -216,10 +184,7 @@ def test_comparison_of_one_photograph_shows_four_ways(model, draw):
     words = ["--layers", "conv2", "--kernels", "7,2,0"]
     done, rows, arrays = draw("comparison", *some(3), *words)
     assert done.code == 0 and [len(row) for row in rows] == [3] * 5
-    ways = {
-        "": ("all", "deconvnet"),
-        "/max": ("max", "deconvnet"),
-    }  # if not options
+    ways = {"": ("all", "deconvnet"), "/max": ("max", "deconvnet")}  # if not options
     ways |= {"/guided": ("all", "guided"), "/gradient": ("all", "gradient")}
     kernels = {f"net/conv2/{kernel}{way}" for kernel in (7, 2, 0) for way in ways}
     assert set(arrays) == {"net/input", *kernels}
