@@ -98,11 +98,16 @@ def call(cwd, *words):
     script, *arguments = typed(*words)
     module = importlib.import_module(script)
     utils.say.cache_clear()
-    out, err = Stream(), Stream()
+    out, err, write = Stream(), Stream(), os.write
+
+    def listed(number, data):
+        return out.write(os.fsdecode(data)) if number == 1 else write(number, data)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [f"{script}.py", *arguments])
         patch.setattr(sys, "__stdout__", out)
+        patch.setattr(os, "write", listed)
         patch.setattr(sys, "stderr", err)
         patch.setattr("logging.disable", lambda level: None)
         code = utils.run(module.main)

@@ -276,9 +276,6 @@ def test_every_way_to_write_a_network_guided_backprop(case):
     assert error(found, expected) < 2e-5
 
 
-# --- against the textbook -------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_are_those_of_their_papers(grad_cam, method):
     model = shake(residual())
@@ -363,9 +360,6 @@ def check_attention():
 def test_several_classes_at_once_behind_attention():
     """TensorFlow's oneDNN is wrong, or dies, where batched products are broadcast."""
     helpers.run_apart("test_gradcam", "check_attention")
-
-
-# --- layers that are shared, many calls, errors ---------------------------------------------------
 
 
 def test_layers_called_twice_and_shared_with_another_network(grad_cam):
