@@ -47,9 +47,12 @@ COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
 WEIGHTS_WORDS = ["imagenet", "bundled", "random"]
 
 RELU_RULES = {  # what a ReLU sends back of a signal R; active: where its f is neither 0 nor cut off
-    "gradient": lambda R, active: tf.where(active, R, 0.0),  # the derivative
-    "deconvnet": lambda R, active: tf.nn.relu(R),  # section 2.1, «Rectification»: f has no say
-    "guided": lambda R, active: tf.where(active, tf.nn.relu(R), 0.0),  # both: arXiv 1412.6806, 3.4
+    # Zeiler and Fergus, section 2.1, «Rectification»: the forward pass has no say
+    "deconvnet": lambda R, active: tf.nn.relu(R),
+    # Springenberg et al. 2014, arXiv 1412.6806, section 3.4: both that and the derivative
+    "guided": lambda R, active: tf.where(active, tf.nn.relu(R), 0.0),
+    # The derivative
+    "gradient": lambda R, active: tf.where(active, R, 0.0),
 }
 TOGETHER = 9  # signals that go back at a time: more of them need more memory and are no faster
 
