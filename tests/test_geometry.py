@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+import gradcam_googlenet
 import utils
 
 PHOTO = 200, 320
@@ -45,6 +46,8 @@ def unpooled(layer):
 
 
 NETWORKS = [
+    ("VGG16", "block5_conv3", 224),
+    ("GoogLeNet", "Mixed_5c", 224),
     ("ResNet50", "conv5_block3_out", 224),
     ("InceptionV3", "mixed10", 299),
     ("MobileNetV2", "out_relu", 224),
@@ -53,8 +56,11 @@ NETWORKS = [
 
 @pytest.mark.parametrize("name, layer, size", NETWORKS)
 def test_published_networks(name, layer, size):
-    build = getattr(keras.applications, name)
-    model = build(weights=None, include_top=False, input_shape=(size, size, 3))
+    if name == "GoogLeNet":
+        model = gradcam_googlenet.build()
+    else:
+        build = getattr(keras.applications, name)
+        model = build(weights=None, include_top=False, input_shape=(size, size, 3))
     model = keras.models.clone_model(model, clone_function=unpooled)
     for weight in model.weights:
         if "kernel" in weight.name:  # plain means of pixels and channels
