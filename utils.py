@@ -204,9 +204,8 @@ def some_of(*known):
         words = split_words(text)
         if not words:
             raise argparse.ArgumentTypeError(f"it takes names, not {text!r}")
-        if known and "all" in words:
-            return list(known)
-        return [read_one(word) for word in words]
+        found = [read_one(word) for word in words if not known or word != "all"]
+        return list(known) if known and "all" in words else found
 
     return read
 
