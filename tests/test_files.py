@@ -26,7 +26,8 @@ from keras import layers as kl
 from runs import CAT, program
 
 import utils
-from gradcam_vgg import grad_cam
+from deconvnet_vgg import deconvnet
+from gradcam_vgg import grad_cam, guided_backprop
 
 FILES = Path(__file__).parent / "files"
 OUTPUTS = np.load(FILES / "outputs.npz")
@@ -400,6 +401,54 @@ SHAPES = {name: tuple(map(int, shape.split("x"))) for name, shape in map(str.spl
 FIRST, LOGITS = "InceptionV1/Conv2d_1a_7x7", "InceptionV1/Logits/Conv2d_0c_1x1"
 ARCHIVE = "inception_v1_2016_08_28.tar.gz"
 pool = functools.partial(tf.nn.max_pool2d, strides=2, padding="SAME")
+
+
+def explained(saved, x):
+    """Maps, logits, guided backpropagation and projections of a network as it is opened now."""
+    model = utils.open_network(saved)
+    layer = list(utils.named_layers(model))[-1]
+    maps, logits = grad_cam(model, x, [layer], [0, 1])
+    guided = guided_backprop(model, x, [1])
+    return [maps[layer], logits, guided, deconvnet(model, x, layer, [0, 1], rule="guided")]
+
+
+def test_half_precision_and_channels_first_do_not_leak_in():
+    saved, x = small(), noise(1, 64, 64, 3)
+    expected = explained(saved, x)
+    keras.config.set_floatx("float16")
+    keras.config.set_image_data_format("channels_first")
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        found = explained(saved, x)
+        assert keras.config.floatx() == "float16"  # what the person chose stays
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_image_data_format("channels_last")
+        keras.mixed_precision.set_dtype_policy("float32")
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.dtype == np.float32 and error(got, wanted) < 1e-6
+
+
+def test_a_layer_that_gives_another_shape_than_it_declares_is_named():
+    stack = [keras.Input((64, 64, 3)), kl.RandomCrop(32, 32), kl.Conv2D(4, 3, name="conv")]
+    model = keras.Sequential([*stack, kl.GlobalAveragePooling2D(), kl.Dense(2)])
+    with pytest.raises(ValueError, match=r"conv declares maps of \(30, 30, 4\)"):
+        utils.check_shapes(utils.open_network(model))
+
+
+def test_a_vgg_of_keras_hub_whose_layers_an_import_makes_known(tmp_path):
+    hub = pytest.importorskip("keras_hub")  # its preprocessor is no part of what is drawn
+    blocks = {"stackwise_num_repeats": [1, 1], "stackwise_num_filters": [4, 8]}
+    backbone = hub.models.VGGBackbone(image_shape=(32, 32, 3), **blocks)
+    pool = {"pooling": "avg", "pooling_hidden_dim": 16}
+    model = hub.models.VGGImageClassifier(backbone, num_classes=3, activation="softmax", **pool)
+    model.save(tmp_path / "hub.keras")
+    utils.import_code("keras_hub")
+    opened, x = utils.open_network(utils.load_saved(tmp_path / "hub.keras")), noise(1, 32, 32, 3)
+    layer = list(utils.named_layers(opened))[-1]
+    maps, logits = grad_cam(opened, x, [layer], [0, 2])
+    np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(), model(x)[0], rtol=1e-4)
+    assert error(maps[layer], textbook(opened, x, layer, [0, 2])[0]) < 1e-4
 
 
 def convolve(arrays, x, *names, stride=1):
