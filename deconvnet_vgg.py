@@ -273,7 +273,7 @@ class Projections(utils.Explanation):
         scores = utils.inner_responses(maps, self.network.inside(layer))
         return maps, self.options.kernels.among(scores)
 
-    def project(self, layer, kernels, ways, maps=None):
+    def project_kernels(self, layer, kernels, ways, maps=None):
         """A Projected of each kernel, with its map where maps, (h, w, K), are given."""
         model, options = self.network.model, self.options
         seen = utils.fit_to(self.photo.pixels, self.x.shape[1:3], options.fit, options.resize)
@@ -314,7 +314,7 @@ def draw_projections(view):
     maps, kernels = view.top_maps(layer)
     utils.check_height(view.options, len(kernels), photo.shape[0])
     ways = [Way(mode, rule) for rule in rules for mode in ("all", "max")]
-    found = view.project(layer, kernels, ways, maps)
+    found = view.project_kernels(layer, kernels, ways, maps)
     utils.cut_patches(found, Way("max", rules[0]))
     rows = []
     for each in found:
@@ -348,7 +348,7 @@ def draw_blocks(view):
     for layer in layers:
         maps = view.network.maps(layer, view.x)
         kernels = utils.diverse_kernels(maps, view.network.inside(layer))
-        found = view.project(layer, kernels, ways, maps)
+        found = view.project_kernels(layer, kernels, ways, maps)
         features = [view.feature(photo, each, layer).picture for each in found]
         numbers = " ".join(map(str, kernels))
         row = [Tile(utils.mosaic(features), f"{layer}: kernels {numbers}")]
@@ -378,7 +378,7 @@ def compare_ways(album, view):
     columns = min(len(kernels), 9)
     photo = view.tile(columns)
     utils.check_height(view.options, 5 * math.ceil(len(kernels) / columns), photo.shape[0])
-    found = view.project(layer, kernels, ways, maps)
+    found = view.project_kernels(layer, kernels, ways, maps)
     utils.cut_patches(found, strongest)
     rows = []
     for some in utils.in_rows(found, columns):
@@ -398,7 +398,7 @@ def compare_photographs(album, views):
     utils.check_height(options, len(kernels), photos[0].shape[0])
     maps = [network.maps(layer, view.x) for view in views]
     pairs = zip(views, maps, strict=True)
-    found = [view.project(layer, kernels, ways, of_view) for view, of_view in pairs]
+    found = [view.project_kernels(layer, kernels, ways, of_view) for view, of_view in pairs]
     everything = list(itertools.chain(*found))
     if options.mode == "max":
         utils.cut_patches(everything, ways[0])
@@ -431,12 +431,12 @@ def save_comparison(album, views, rows, found):
         f"{len(views)} of {len(album.paths)} photographs" if several else views[0].photo.path.name
     )
     note = f"{network.layer} · {what} · zero is grey"
-    utils.save_page(options, network, album, "comparison", rows, note, arrays)
+    album.result(options, "comparison", network).draw(rows, note, network.keyed(arrays))
 
 
 def draw_top9(options, network, album):
     """A folder: for each kernel the nine patches that excite it most, and their projections."""
-    across, side, a_row = utils.mosaic_layout(options, min(9, len(album.paths)))
+    across, side, a_row = utils.mosaic_layout(options, min(utils.BEST, len(album.paths)))
     best = utils.scan(network, album)
     if not len(best.numbers):
         return
@@ -450,7 +450,7 @@ def draw_top9(options, network, album):
     arrays |= utils.projection_arrays(options, network.layer, everything, several=True)
     note = f"{network.layer} · of {len(album.paths)} files · zero is grey"
     rows = utils.in_rows(tiles, a_row)
-    utils.save_page(options, network, album, "top9", rows, note, arrays, bars=[])
+    album.result(options, "top9", network).draw(rows, note, network.keyed(arrays), bars=[])
 
 
 def project_best(options, network, album, best, kernels):
@@ -462,7 +462,7 @@ def project_best(options, network, album, best, kernels):
         view = Projections(options, network, album.read(album.paths[number]))
         arrays[f"input/{view.photo.stem}"] = view.x
         here = [kernel for kernel in kernels if number in best.of(kernel)]
-        for each in view.project(layer, here, ways):
+        for each in view.project_kernels(layer, here, ways):
             found[each.kernel, number] = each
     ordered = []
     for kernel in kernels:
@@ -477,7 +477,7 @@ def draw_occlusion(view):
     kernel = view.top_maps(layer)[1][0]
     probability, response, winners = utils.hide_parts(view, layer, kernel)
     way = Way("all", view.options.rules[0])
-    projected = view.project(layer, [kernel], [way])[0]
+    projected = view.project_kernels(layer, [kernel], [way])[0]
     title = f"kernel {kernel}"
     row = [
         Tile(photo, "photograph"),
@@ -546,7 +546,7 @@ def main():
         return utils.print_layers(options, networks[0])
     for network in networks:
         single = [figure for figure in options.figures if figure not in OVER_ALL]
-        targets = [(figure, network.name) for figure in single]
+        targets = [(figure, network) for figure in single]
         for photo, left in utils.photographs(options, album, targets):
             view = Projections(options, network, photo)
             for figure, _ in left:

@@ -257,7 +257,7 @@ def draw_negative(view):
         negative = [view.heat(photo, -view.cams[index], layer, "", **lacking) for index in classes]
         rows.append([Tile(photo, "for"), *positive])
         rows.append([Tile(photo, "against"), *negative])
-    bars = [Bar("viridis", "most against"), Bar(view.options.colormap, "most for")]
+    bars = [Bar(lacking["colormap"], "most against"), Bar(view.options.colormap, "most for")]
     view.save("negative", rows, layer, view.cam_arrays(), bars)
 
 
@@ -506,7 +506,7 @@ FIGURES_DRAWN = {
     "guided": draw_guided,
     "overlay": draw_overlay,
     "trust": draw_trust,
-    **utils.OVER_FOLDERS,  # boxes, failures, table
+    **utils.SURVEYED,  # boxes, failures, table
 }
 
 
@@ -516,13 +516,13 @@ def main():
     network = utils.open_weights(options, RECIPE, album.folders)
     if options.list_layers:
         return utils.print_layers(options, network)
-    folder = utils.Folder(options, network, album)
-    targets = [(figure, network.name) for figure in folder.figures]
+    survey = utils.Survey(options, network, album)
+    targets = [(figure, network) for figure in survey.figures]
     for photo, left in utils.photographs(options, album, targets):
-        view = GradCam(options, network, photo, folder)
+        view = GradCam(options, network, photo, survey)
         for figure, _ in left:
             FIGURES_DRAWN[figure](view)
-    folder.finish()
+    survey.finish()
     return album.exit_code()
 
 

@@ -10,6 +10,7 @@ Figures follow. `bundled`: VGG16's convolutions as published (Simonyan and Zisse
 
 import functools
 import sys
+from dataclasses import replace
 from typing import NamedTuple
 
 import utils
@@ -231,25 +232,25 @@ def draw_layers(view):
     view.save("layers", utils.in_grid(tiles), view.class_title(index, " · "), arrays)
 
 
-def draw_layers_by_block(views):
-    """One class at every layer of one or both VGGs, a row a block."""
+def draw_layers_by_block(views, network):
+    """One class at every layer of one or both VGGs, a row a block. network: of the page."""
     asked = views[0].network.selection.first()
     photo = views[0].tile(4 if len(views) == 1 else 7)
-    rows, arrays, notes = {}, {}, []
+    rows, arrays, notes = {}, {}, [views[0].photo.path.name]
     for view in views:
-        network = view.network
-        maps = view.class_maps(network.layers, asked)
+        maps = view.class_maps(view.network.layers, asked)
         index = asked.among(view.logits)[0]
         asked = utils.Selection((index,))  # of the second network the same class
         cams = {f"{layer}/{index}": classes[index] for layer, classes in maps.items()}
         arrays |= view.arrays(cams)
-        notes.append(f"{network.label}: {view.class_title(index, ', ')}")
+        notes.append(f"{view.network.label}: {view.class_title(index, ', ')}")
         for layer, classes in maps.items():
-            title = layer if len(views) == 1 else f"{network.label} {layer}"
+            title = layer if len(views) == 1 else f"{view.network.label} {layer}"
             row = rows.setdefault(layer.partition("_")[0], [])
             row.append(view.heat(photo, classes[index], layer, title))
     next(iter(rows.values())).append(Tile(photo, "photograph"))
-    views[0].save_joint("layers", list(rows.values()), " · ".join(notes), arrays, views)
+    result = replace(views[0].result("layers"), network=network)
+    result.draw(list(rows.values()), " · ".join(notes), arrays)
 
 
 def draw_classes(view):
@@ -270,7 +271,7 @@ def draw_negative(view):
         negative = [view.heat(photo, -view.cams[index], layer, "", **lacking) for index in classes]
         rows.append([Tile(photo, "for"), *positive])
         rows.append([Tile(photo, "against"), *negative])
-    bars = [Bar("viridis", "most against"), Bar(view.options.colormap, "most for")]
+    bars = [Bar(lacking["colormap"], "most against"), Bar(view.options.colormap, "most for")]
     view.save("negative", rows, layer, view.cam_arrays(), bars)
 
 
@@ -390,17 +391,17 @@ FIGURES_DRAWN = {
     "guided": draw_guided,
     "overlay": draw_overlay,
     "trust": draw_trust,
-    **utils.OVER_FOLDERS,  # boxes, failures, table
+    **utils.SURVEYED,  # boxes, failures, table
 }
 
 
-def draw(figure, views, name):
+def draw(figure, views, network):
     """Draw a figure of one of the networks, or of both."""
     if figure == "layers" and not views[0].options.weights.saved:
-        draw_layers_by_block(views)
+        draw_layers_by_block(views, network)
         return
     for view in views:
-        if view.network.name == name:
+        if view.network is network:
             FIGURES_DRAWN[figure](view)
 
 
@@ -411,18 +412,17 @@ def main():
     networks = [utils.open_weights(options, recipe(name), album.folders) for name in models]
     if options.list_layers:
         return utils.print_layers(options, networks[0])
-    folders = [utils.Folder(options, network, album) for network in networks]
+    surveys = [utils.Survey(options, network, album) for network in networks]
     targets = []
-    for figure in folders[0].figures:
-        joint = figure == "layers" and len(networks) > 1
-        names = ["vgg"] if joint else [network.name for network in networks]
-        targets += [(figure, name) for name in names]
+    for figure in surveys[0].figures:
+        drawn = [utils.joined(networks)] if figure == "layers" else networks
+        targets += [(figure, network) for network in drawn]
     for photo, left in utils.photographs(options, album, targets):
-        views = [GradCam(options, folder.network, photo, folder) for folder in folders]
-        for figure, name in left:
-            draw(figure, views, name)
-    for folder in folders:
-        folder.finish()
+        views = [GradCam(options, survey.network, photo, survey) for survey in surveys]
+        for figure, network in left:
+            draw(figure, views, network)
+    for survey in surveys:
+        survey.finish()
     return album.exit_code()
 
 

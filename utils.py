@@ -53,7 +53,13 @@ COLORMAPS = {key[9:].lower(): value for key, value in vars(cv2).items() if key[:
 PREPROCESS = ("caffe", "tf", "torch", "unit", "none")
 FITS = ("squeeze", "crop", "pad")
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST_EXACT}
-PAGE, GAP, MARGIN = 1200, 10, 14  # pixels: width of a page, between tiles, around it all
+PAGE = 1200  # pixels: the width that tiles are made for; a page is as wide as its tiles
+GAP = 10  # pixels between tiles
+MARGIN = 14  # pixels around a page
+JPEG_LIMIT = 65535  # pixels: what a JPEG may be high
+BOX_COLOUR = (255, 30, 30)  # RGB: of a map's box, red
+TRUE_BOX_COLOUR = (0, 200, 70)  # green
+BEST = 9  # how many photographs top9 shows of a kernel
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: tf differentiates
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -397,6 +403,12 @@ class Album:
         """Every Photo that can be read, in order."""
         return filter(None, map(self.read, self.paths))
 
+    def result(self, options, figure, network, path=None):
+        """The Result of a figure of one photograph, or over all of them."""
+        if path:
+            return Result(options, figure, network, (path,), self.stems[path])
+        return Result(options, figure, network, tuple(self.paths), self.name, self.given)
+
     def exit_code(self):
         """0; 1 where some photographs could not be read, 2 where none could."""
         if len(self.unreadable) == len(self.paths):
@@ -425,11 +437,10 @@ def open_album(options, images):
 def place_photos(roots, paths):
     """{photograph: the name of the sub-folder of one of the folders given that it lies in}."""
     places = {}
-    for path in paths:
-        for root in path.parents:
-            inner = path.relative_to(root).parts
-            if root in roots and len(inner) > 1:
-                places[path] = inner[0]
+    for path, root in itertools.product(paths, roots):
+        inner = path.relative_to(root).parts if path.is_relative_to(root) else ()
+        if len(inner) > 1:
+            places[path] = inner[0]
     return places
 
 
@@ -585,7 +596,8 @@ def network_input(
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels of shape (h, w, 3) are wanted, not {pixels.shape}")
     if channels == 1:
-        pixels = np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+        grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        pixels = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
     x = fit_to(pixels, size, fit, interpolation)[None]
     if preprocess == "unit":
         x = x / 255
@@ -740,6 +752,10 @@ class Network:
         """In file names and array keys."""
         return self.label.lower()
 
+    def keyed(self, arrays):
+        """Arrays to be saved, under the network's name."""
+        return {f"{self.name}/{key}": array for key, array in arrays.items()}
+
     def prepare(self, pixels):
         """The network's input of a photograph, float32 (1, H, W, channels)."""
         _, *size, channels = self.model.inputs[0].shape
@@ -748,6 +764,10 @@ class Network:
     def logits(self, x):
         """float32 (N, n_classes) of inputs (N, H, W, channels)."""
         return self.model(x, training=False).numpy()
+
+    def predict(self, x):
+        """Their probabilities."""
+        return self.probabilities(self.logits(x))
 
     def probabilities(self, logits):
         """float32 of the shape of logits; of a number, the number."""
@@ -793,6 +813,11 @@ def vgg_models(options):
             warn("bundled weights are VGG16's: vgg19 is left out")
         return ["vgg16"]
     return models[-1:] if options.weights.saved or options.list_layers else models
+
+
+def joined(networks):
+    """A network, or what stands for both VGGs on the page that they share."""
+    return replace(networks[0], label="VGG", about="") if len(networks) > 1 else networks[0]
 
 
 def bundled_vgg16():
@@ -862,8 +887,8 @@ def published_file(path, names):
     """A file; of a folder the one in it that bears the first of some published names."""
     if not path.is_dir():
         return path
-    there = [path / name for name in names if (path / name).exists()]
-    return there[0] if there else path / names[0]
+    files = [path / name for name in names]
+    return next(filter(Path.exists, files), files[0])
 
 
 def own_network(options, recipe, model):
@@ -1840,7 +1865,8 @@ def cubic(positions, count):
 
 def place(cam, geometry, height, width):
     """A map laid over a photograph (height, width): float32 of that size, cubic between cells, what
-    lies beyond the outermost ones continuing them. Without geometry: stretched over all of it."""
+    lies beyond the outermost ones continuing them, zero where the network did not see it. Without
+    geometry: stretched over all of it."""
     geometry = geometry or tiled((height, width), *cam.shape)
     start, length = fitted((height, width), geometry.size, geometry.fit)
     matrices = []
@@ -1850,7 +1876,10 @@ def place(cam, geometry, height, width):
         offset, step = geometry.cells[axis]
         matrices.append(cubic((inputs - offset) / step, cam.shape[axis]))
     rows, columns = matrices
-    return rows @ np.float32(cam) @ columns.T
+    placed = np.zeros((height, width), np.float32)
+    seen = seen_box(geometry, height, width)
+    placed[seen] = (rows @ np.float32(cam) @ columns.T)[seen]
+    return placed
 
 
 def seen_box(geometry, height, width):
@@ -1863,8 +1892,6 @@ def seen_box(geometry, height, width):
 
 def dim(photo, geometry):
     """A copy of a photograph, uint8 (H, W, 3), dark where the network did not see it."""
-    if geometry is None:
-        return photo.copy()
     seen = seen_box(geometry, *photo.shape[:2])
     dimmed = photo // 3
     dimmed[seen] = photo[seen]
@@ -1898,9 +1925,8 @@ def overlay(photo, cam, at=None, colormap="jet", alpha=0.5, scale=None):
     mixed = cv2.addWeighted(colours, alpha, photo, 1 - alpha, 0)
     if at is None:
         return mixed
-    shown = dim(photo, at)
-    rows, columns = seen_box(at, *photo.shape[:2])
-    shown[rows, columns] = mixed[rows, columns]
+    shown, seen = dim(photo, at), seen_box(at, *photo.shape[:2])
+    shown[seen] = mixed[seen]
     return shown
 
 
@@ -1918,18 +1944,10 @@ def signed_grey(values, like, preprocess="none"):
     return picture[..., ::-1] if preprocess == "caffe" else picture
 
 
-def lay(cam, at, height, width):
-    """A map laid over a photograph, float32 (height, width), zero where no network saw it."""
-    seen = seen_box(at, height, width)
-    laid = np.zeros((height, width), np.float32)
-    laid[seen] = place(cam, at, height, width)[seen]
-    return laid
-
-
 def grey_photo(photo):
     """A photograph in pale grey, for where there is nothing to colour."""
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) // 2 + 64
-    return np.repeat(grey[..., None], 3, axis=2)
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
 
 
 # --- pages ---
@@ -2039,8 +2057,8 @@ def column_widths(rows, scale):
 def check_height(options, rows, tile_height):
     """UserError for a page of so many rows that is too high for a JPEG, before it is computed."""
     height = options.scale * 120 + rows * (tile_height + options.scale * 60)  # three lines each
-    if options.format == "jpg" and height > 65535:
-        page = f"a JPEG ends at 65,535 pixels, the page would have {height:,}"
+    if options.format == "jpg" and height > JPEG_LIMIT:
+        page = f"a JPEG ends at {JPEG_LIMIT:,} pixels, the page would have {height:,}"
         how = "draw fewer kernels, or give --format png, which has no such limit"
         raise UserError(f"{page}: {how}")
 
@@ -2054,7 +2072,7 @@ class Result:
 
     options: argparse.Namespace
     figure: str
-    network: str  # its name, in the file's
+    network: Network
     paths: tuple
     stem: str
     given: tuple = ()  # the words for several photographs, of which a folder may gain some
@@ -2069,7 +2087,8 @@ class Result:
             chosen[key] = Path(str(chosen.get(key, ""))).name
         del chosen["output"]
         names = [path.name for path in self.paths[:9]]
-        what = {"script": self.options.script, "figure": self.figure, "network": self.network}
+        what = {"script": self.options.script, "figure": self.figure}
+        what["network"] = self.network.name
         return {**what, "photographs": names, "album": self.album_digest(), **chosen}
 
     def album_digest(self):
@@ -2094,7 +2113,9 @@ class Result:
         """Whether it is to be left out, since all of it is there, drawn with the same settings."""
         if not self.options.skip_existing:
             return False
-        name = glob.escape(f"{self.stem}_") + "*" + glob.escape(f"{self.network}_{self.figure}")
+        name = (
+            glob.escape(f"{self.stem}_") + "*" + glob.escape(f"{self.network.name}_{self.figure}")
+        )
         digest = self.digest().encode()
         wanted, there = 1, 0
         for path in self.options.output.glob(f"{name}*.{self.ending}"):
@@ -2110,7 +2131,7 @@ class Result:
         ours = self.album_digest().encode()
         for number in itertools.count(1):
             stem = self.stem if number == 1 else f"{self.stem}_{number}"
-            name = f"{stem}_{self.network}_{self.figure}{suffix}"
+            name = f"{stem}_{self.network.name}_{self.figure}{suffix}"
             picture = self.options.output / f"{name}.{self.ending}"
             if len(self.paths) == 1 or not picture.exists() or ours in picture.read_bytes():
                 return picture.with_name(f"{name}.{ending}")
@@ -2129,10 +2150,11 @@ class Result:
             how = {"format": "jpg", "pil_kwargs": {"quality": 92, "comment": about}}
         write_whole(self.path(self.ending, suffix), lambda file: save(file, **how))
 
-    def draw(self, label, rows, note, arrays, bars=None, **files):
-        """Write a page. label: of the network; rows: lists of Tiles; bars: Bars, by default that
-        of heat maps; files: suffix and count of `write`."""
+    def draw(self, rows, note, arrays, bars=None, **files):
+        """Write a page. rows: lists of Tiles; bars: Bars, by default that of heat maps; files:
+        suffix and count of `write`."""
         options, figure = self.options, self.figure.replace("_", " ")
+        label = self.network.about or self.network.label
         method = f" · {options.method}" if "method" in options and figure != "kernels" else ""
         heading = f"{label} · {figure}{method} · weights: {options.weights.title}"
         bars = [Bar(options.colormap, "max")] if bars is None else bars
@@ -2154,18 +2176,6 @@ def write_whole(path, fill):
     os.write(1, os.fsencode(path) + b"\n")  # at once: whoever has read enough may close the pipe
 
 
-def album_result(options, network, album, figure):
-    """Where a figure over all photographs lands."""
-    return Result(options, figure, network.name, tuple(album.paths), album.name, album.given)
-
-
-def save_page(options, network, album, figure, rows, note, arrays, bars=None, **files):
-    """Write a page over all photographs, see `Result.draw`."""
-    arrays = {f"{network.name}/{key}": array for key, array in arrays.items()}
-    result = album_result(options, network, album, figure)
-    result.draw(network.about or network.label, rows, note, arrays, bars, **files)
-
-
 def progress(count):
     """A function to be called once for each of so many steps: shows how long it will take."""
     if count < 2 or not sys.stderr.isatty():
@@ -2178,12 +2188,11 @@ def photographs(options, album, targets):
     """Each readable Photo, and those of targets, (figure, network), that are left to be drawn."""
     drawn, there = 0, 0
     advance = progress(len(album.paths))
-    together = [target for target in targets if is_of_all(options, album, target[0])]
+    together = [target for target in targets if needs_all(options, album, target[0])]
     single = [target for target in targets if target not in together]
-    together = [target for target in together if not is_complete(options, album, target)]
+    together = [target for target in together if not is_complete(options, album, *target)]
     for path in album.paths if targets else ():
-        results = [Result(options, *target, (path,), album.stems[path]) for target in single]
-        left = [(each.figure, each.network) for each in results if not each.is_drawn()]
+        left = [each for each in single if not album.result(options, *each, path).is_drawn()]
         left += together
         photo = album.read(path) if left else None
         if photo:
@@ -2197,27 +2206,34 @@ def photographs(options, album, targets):
         warn(f"photographs: {drawn} drawn, {there} there already, {unreadable} unreadable")
 
 
-def is_of_all(options, album, figure):
+def needs_all(options, album, figure):
     """Whether a figure needs every photograph of the run."""
     if figure == "boxes":
         return bool(options.boxes) and len(album.paths) > 1
     return figure in ("failures", "table")
 
 
-def is_complete(options, album, target):
-    """Whether a figure, (figure, network), that needs every photograph can be left out."""
-    results = [Result(options, *target, tuple(album.paths), album.name, album.given)]
-    if target[0] == "boxes":
-        results += [Result(options, *target, (path,), album.stems[path]) for path in album.paths]
-    return all(result.is_drawn() for result in results)
+def is_complete(options, album, figure, network):
+    """Whether a figure that needs every photograph can be left out."""
+    paths = album.paths if figure == "boxes" else []  # one for each, and one over all
+    return all(album.result(options, figure, network, path).is_drawn() for path in [None, *paths])
+
+
+def left_over_all(options, album, network, figures):
+    """Each of the figures over all photographs that is left to be drawn; what is there is said."""
+    for figure in options.figures:
+        if figure in figures and album.result(options, figure, network).is_drawn():
+            warn(f"{network.label}, {figure}: there already")
+        elif figure in figures:
+            yield figure
 
 
 class Explanation:
     """One photograph before one network: what figures are drawn from, and how they are saved."""
 
-    def __init__(self, options, network, photo, folder=None):
+    def __init__(self, options, network, photo, survey=None):
         self.options, self.network, self.photo = options, network, photo
-        self.folder = folder  # all photographs, see Folder
+        self.survey = survey  # of all photographs of the run
         self.x = network.prepare(photo.pixels)
         self.logits = None  # float32 (n_classes,), once they are known
         self.classes = []  # the indices of the classes asked for
@@ -2237,7 +2253,7 @@ class Explanation:
     def wanted(self):
         """A Selection of the classes whose maps figures of one layer draw."""
         asked = self.network.selection
-        return self.folder.wanted(asked, self.photo.path) if self.folder else asked
+        return self.survey.wanted(asked, self.photo.path) if self.survey else asked
 
     def class_title(self, index, between="\n"):
         """A class and its probability; of a regression the number."""
@@ -2257,18 +2273,14 @@ class Explanation:
             return replace(known, fit=self.options.fit)
         return tiled(self.x.shape[1:3], *cells, self.options.fit)
 
-    def laid(self, cam):
-        """A map of the layer that figures of one layer draw, laid over the photograph: `lay`."""
+    def placed(self, cam):
+        """A map of the layer that figures of one layer draw, over the photograph, signed."""
         at = self.at(self.network.layer, cam.shape)
-        return lay(cam, at, *self.photo.pixels.shape[:2])
+        return place(cam, at, *self.photo.pixels.shape[:2])
 
     def at_input(self, layer, cells):
         """`at` for what lies over the network's input itself, not over the photograph."""
         return replace(self.at(layer, cells), fit="squeeze")
-
-    def in_input(self, cam, layer):
-        """A signed map laid over the network's input, float32 (H, W)."""
-        return place(cam, self.at_input(layer, cam.shape), *self.x.shape[1:3])
 
     def heat(self, photo, cam, layer, title, word="max", lack="no positive evidence", **how):
         """The Tile of a map over a photograph, with its maximum; in grey where none is positive.
@@ -2279,10 +2291,6 @@ class Explanation:
         how = {"colormap": self.options.colormap, **how}
         picture = overlay(photo, cam, self.at(layer, cam.shape), **how)
         return Tile(picture, f"{title}\n{word} {cam.max():.3g}")
-
-    def predict(self, batch):
-        """Probabilities, float32 (N, n_classes), of inputs (N, H, W, channels)."""
-        return self.network.probabilities(self.network.logits(batch))
 
     def grey_input(self):
         """What the network is fed of grey, (channels,)."""
@@ -2298,12 +2306,13 @@ class Explanation:
             return self.grey(values, photo)
         size, shape = self.x.shape[1:3], photo.shape[:2]
         at = tiled(size, *size, self.options.fit)
-        channels = [lay(channel, at, *shape) for channel in np.moveaxis(values, -1, 0)]
+        channels = [place(channel, at, *shape) for channel in np.moveaxis(values, -1, 0)]
         return dim(self.grey(np.stack(channels, axis=-1), photo), at)
 
     def result(self, figure):
         """Where a figure of it lands."""
-        return Result(self.options, figure, self.network.name, (self.photo.path,), self.photo.stem)
+        path, stem = self.photo.path, self.photo.stem
+        return Result(self.options, figure, self.network, (path,), stem)
 
     def arrays(self, arrays):
         """Arrays under the network's name, with its input, logits and the geometry of layers."""
@@ -2314,21 +2323,12 @@ class Explanation:
             known = self.network.geometry(layer)
             if known and any(key.startswith(f"{layer}/") for key in arrays):
                 arrays[f"{layer}/geometry"] = known.cells
-        return {f"{self.network.name}/{key}": array for key, array in arrays.items()}
+        return self.network.keyed(arrays)
 
     def save(self, figure, rows, note, arrays, bars=None):
         """Write a page of this photograph, see `Result.draw`."""
-        label = self.network.about or self.network.label
         note = f"{self.photo.path.name} · {note}"
-        self.result(figure).draw(label, rows, note, self.arrays(arrays), bars)
-
-    def save_joint(self, figure, rows, note, arrays, views):
-        """The same over one or several networks; arrays bear their names."""
-        label = self.network.about or self.network.label
-        result = self.result(figure)
-        if len(views) > 1:
-            label, result = "VGG", replace(result, network="vgg")
-        result.draw(label, rows, f"{self.photo.path.name} · {note}", arrays)
+        self.result(figure).draw(rows, note, self.arrays(arrays), bars)
 
 
 # --- Trust: deletion and insertion, rank correlation, occlusion ---
@@ -2483,8 +2483,11 @@ class Evidence(NamedTuple):
 def put_to_test(view, cams):
     """{class: Evidence} of the maps {class: map} of a photograph."""
     network, grey = view.network, view.grey_input()
-    heats = {index: view.in_input(cam, network.layer) for index, cam in cams.items()}
-    trials = deletion_and_insertion(view.x, heats, grey, view.predict)
+    heats = {}
+    for index, cam in cams.items():
+        at = view.at_input(network.layer, cam.shape)
+        heats[index] = place(cam, at, *view.x.shape[1:3])
+    trials = deletion_and_insertion(view.x, heats, grey, network.predict)
     squares, (logits,) = occlude(view.x, grey, lambda batch: (network.logits(batch),), 25, 12)
     found = {}
     for index, heat in heats.items():
@@ -2522,17 +2525,8 @@ def diverse_kernels(maps, inside, count=9, limit=0.8):
     return (chosen + rest)[:count]
 
 
-def left_over_all(options, album, network, figures):
-    """Each of the figures over all photographs that is left to be drawn; what is there is said."""
-    for figure in options.figures:
-        if figure in figures and album_result(options, network, album, figure).is_drawn():
-            warn(f"{network.label}, {figure}: there already")
-        elif figure in figures:
-            yield figure
-
-
 class Best(NamedTuple):
-    """The photographs that excite each kernel most, at most nine, the strongest first, of equals
+    """The photographs that excite each kernel most, at most BEST, the strongest first, of equals
     the first. activations: float32 (n, K). numbers: of photographs, int (n, K)."""
 
     activations: np.ndarray
@@ -2547,7 +2541,7 @@ class Best(NamedTuple):
         """The best of these and of other photographs: activations (n, K), numbers (n, 1)."""
         numbers = np.concatenate([self.numbers, np.broadcast_to(numbers, activations.shape)])
         activations = np.concatenate([self.activations, activations])
-        order = np.lexsort((numbers, -activations), axis=0)[:9]
+        order = np.lexsort((numbers, -activations), axis=0)[:BEST]
         return Best(*[np.take_along_axis(each, order, axis=0) for each in (activations, numbers)])
 
 
@@ -2872,19 +2866,19 @@ def segment_box(heat, threshold=15):
 
 def draw_boxes(view):
     """The box of the largest segment of heat, a tile a class; over a folder, how well it fits."""
-    layer, maps, folder = view.network.layer, view.maps, view.folder
-    truths = folder.boxes.get(view.photo.path.resolve(), {})
+    layer, maps, survey = view.network.layer, view.maps, view.survey
+    truths = survey.boxes.get(view.photo.path.resolve(), {})
     classes = list(dict.fromkeys([*view.classes, *truths]))
     photo = view.tile(columns_for(len(classes) + 1))
     tiles, arrays = [Tile(photo, "photograph")], {}
     for index in classes:
-        heat, true = view.laid(maps[index]), truths.get(index, [])
+        heat, true = view.placed(maps[index]), truths.get(index, [])
         box = segment_box(heat, view.options.threshold)
         tiles.append(box_tile(view, photo, index, heat, box, true))
         arrays[f"{layer}/{index}"] = maps[index]
         arrays[f"{layer}/{index}/box"] = np.float32(box or np.full(4, np.nan))
         if true:
-            folder.localisation.add(heat, box, true)
+            survey.localisation.add(heat, box, true)
     threshold = f"over {view.options.threshold} % of the maximum"
     note = f"{layer} · white: {threshold}; red: its largest segment's box"
     note += "; green: true boxes" if truths else ""
@@ -2899,10 +2893,10 @@ def box_tile(view, photo, index, heat, box, truths):
     outlines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, (255, 255, 255), scale)
     for true in truths:
-        mark(picture, true, heat.shape, (0, 200, 70), 2 * scale)
+        mark(picture, true, heat.shape, TRUE_BOX_COLOUR, 2 * scale)
     if not box:
         return Tile(picture, f"{view.class_title(index)}\nno positive evidence")
-    mark(picture, box, heat.shape, (255, 30, 30), 2 * scale)
+    mark(picture, box, heat.shape, BOX_COLOUR, 2 * scale)
     title = f"{view.class_title(index)}\nbox {tuple(box)}"
     if truths:
         title += f"\nIoU {max(map(box.iou, truths)):.2f}"
@@ -3042,12 +3036,13 @@ class Tally(Counter):
     def right(self):
         return sum(times for (true, predicted), times in self.items() if true == predicted)
 
-    def classes(self, place):
-        """Counter of photographs by their true class (place 0), or by the predicted one (1)."""
-        counts = Counter()
-        for pair, times in self.items():
-            counts[pair[place]] += times
-        return counts
+    def by_class(self):
+        """Counters of photographs by their true class, and by the predicted one."""
+        by_true, by_predicted = Counter(), Counter()
+        for (true, predicted), times in self.items():
+            by_true[true] += times
+            by_predicted[predicted] += times
+        return by_true, by_predicted
 
     def line(self, name):
         """`412 of 500 right (82.4 %); cat taken for dog 31 times, …`; name(index): of a class."""
@@ -3073,7 +3068,7 @@ class Failure(NamedTuple):
     maps: np.ndarray
 
 
-class Folder:
+class Survey:
     """All photographs of a run before one network: what is known of them, what figures gather."""
 
     def __init__(self, options, network, album):
@@ -3115,8 +3110,9 @@ class Folder:
 
     def save(self, figure, rows, note, arrays, **how):
         """Write a page over all photographs."""
+        result = self.album.result(self.options, figure, self.network)
         note = f"{self.network.layer} · {note}"
-        save_page(self.options, self.network, self.album, figure, rows, note, arrays, **how)
+        result.draw(rows, note, self.network.keyed(arrays), **how)
 
     def draw_failures(self, failures, number, pages):
         """Write a page of failures."""
@@ -3139,7 +3135,7 @@ class Folder:
 
     def draw_mean_heat(self, count):
         """Write the page of the mean heat of each class predicted, of the most frequent ones."""
-        classes = self.tally.classes(1).most_common(35)
+        classes = self.tally.by_class()[1].most_common(35)
         tiles, arrays = [], {}
         for index, times in classes:
             mean = self.heats[index] / times
@@ -3156,7 +3152,7 @@ class Folder:
 
     def suspect(self):
         """Say so where a network is no better than always the same answer, and try why."""
-        frequencies = self.tally.classes(0)
+        frequencies, _ = self.tally.by_class()
         most = max(frequencies.values())
         if self.tally.right() >= most or len(frequencies) == 1:
             return
@@ -3185,7 +3181,7 @@ class Folder:
 
     def write_table(self):
         """Write the rows in the order of the photographs, with those that cannot be read."""
-        result = album_result(self.options, self.network, self.album, "table")
+        result = self.album.result(self.options, "table", self.network)
         settings = f"{result.album_digest()} {result.digest()}"
         rows = []
         for path in self.album.paths:
@@ -3197,23 +3193,23 @@ class Folder:
 
 def add_failure(view):
     """Of sub-folders that are classes: what is taken for what, and why; the mean heat a class."""
-    folder = view.folder
-    true = folder.truths.get(view.photo.path)
+    survey = view.survey
+    true = survey.truths.get(view.photo.path)
     if true is None:
         return
     maps = view.maps  # whose pass gives the logits
     predicted = int(view.logits.argmax())
     cam = maps[predicted]
-    folder.tally[true, predicted] += 1
-    folder.at = view.at_input(view.network.layer, cam.shape)
+    survey.tally[true, predicted] += 1
+    survey.at = view.at_input(view.network.layer, cam.shape)
     heat = np.maximum(cam, 0)
-    folder.heats[predicted] = folder.heats.get(predicted, 0) + heat / (heat.max() or 1)
+    survey.heats[predicted] = survey.heats.get(predicted, 0) + heat / (heat.max() or 1)
     if predicted != true:
         p = float(view.network.probabilities(view.logits)[predicted])
         both = np.stack([cam, maps[true]])
         failure = Failure(p, view.photo.path, predicted, true, view.logits, both)
-        ranked = sorted([*folder.wrong, failure], key=lambda each: -each.p)
-        folder.wrong = ranked[: ROWS * view.options.pages]
+        ranked = sorted([*survey.wrong, failure], key=lambda each: -each.p)
+        survey.wrong = ranked[: ROWS * view.options.pages]
 
 
 def failure_row(view, failure):
@@ -3247,11 +3243,11 @@ def add_row(view):
     """A CSV of all photographs: truth, predictions, probabilities, the map's maximum, its box."""
     cam = view.maps[int(view.logits.argmax())]
     probabilities = view.network.probabilities(view.logits)
-    true = view.folder.truths.get(view.photo.path)
+    true = view.survey.truths.get(view.photo.path)
     cells = class_cells(view.network.classes.short, probabilities, true)
     cells |= {"layer": view.network.layer, "map_maximum": f"{cam.max():.6g}"}
-    box = segment_box(view.laid(cam), view.options.threshold)
-    view.folder.rows[view.photo.path] = cells | (box._asdict() if box else {})
+    box = segment_box(view.placed(cam), view.options.threshold)
+    view.survey.rows[view.photo.path] = cells | (box._asdict() if box else {})
 
 
 def class_cells(name, probabilities, true=None):
@@ -3275,4 +3271,4 @@ def table_text(rows):
     return text.getvalue().encode("utf-8", "replace").decode()  # a file name may be no text
 
 
-OVER_FOLDERS = {"boxes": draw_boxes, "failures": add_failure, "table": add_row}
+SURVEYED = {"boxes": draw_boxes, "failures": add_failure, "table": add_row}

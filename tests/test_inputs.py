@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -530,7 +531,8 @@ def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch):
 
 
 def result_of(options, *paths, figure="overlay", stem="photo"):
-    return utils.Result(options, figure, "vgg16", tuple(map(Path, paths)), stem)
+    network = types.SimpleNamespace(name="vgg16")
+    return utils.Result(options, figure, network, tuple(map(Path, paths)), stem)
 
 
 SETTINGS = {**WORDS, "layers": ["conv1"], "classes": ["1"], "kernels": Selection((0,)), "seed": 1}
@@ -575,7 +577,8 @@ def test_every_network_s_summary_is_said_though_they_are_equal(read, capfd):
     save_photo(Path("photos/b.png"))
     options = read(VGG, "photos")
     album = utils.open_album(options, [])
-    for network in ("vgg16", "vgg19"):
+    for name in ("vgg16", "vgg19"):
+        network = types.SimpleNamespace(name=name)
         assert len(list(utils.photographs(options, album, [("classes", network)]))) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2 and all("2 drawn, 0 there already" in line for line in lines)
