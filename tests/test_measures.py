@@ -210,7 +210,7 @@ def test_tally_says_the_most_frequent_confusion_first():
     tally = utils.Tally({(1, 0): 1, (0, 0): 412, (0, 1): 31})
     told = "412 of 444 right (92.8 %); cat taken for dog 31 times, dog taken for cat once"
     assert tally.line(["cat", "dog"].__getitem__) == told
-    assert tally.classes(0) == {0: 443, 1: 1} and tally.classes(1) == {0: 413, 1: 31}
+    assert tally.by_class() == ({0: 443, 1: 1}, {0: 413, 1: 31})
 
 
 def test_the_table_is_read_back_as_written():
