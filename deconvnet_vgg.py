@@ -68,15 +68,14 @@ def deconvnet(model, x, layer, kernels, mode="max", rule="deconvnet"):
 
     Returns float32 (len(kernels), H, W, channels). ValueError: unknown layer, kernel, mode or rule,
     no kernels, not one x, a layer not between photograph and logits, channels_first."""
-    if len(x) != 1:
-        raise ValueError(f"x is one photograph, (1, H, W, channels), not {len(x)}")
+    utils.check_photograph(model, x)
     if mode not in ("max", "all"):
         raise ValueError(f"unknown mode {mode!r}: max or all")
     if rule not in RELU_RULES:
         raise ValueError(f"unknown rule {rule!r}: one of {', '.join(RELU_RULES)}")
     trace = Trace(model, x, layer)
     maps = trace.values[trace.top]
-    unknown = [kernel for kernel in kernels if not 0 <= kernel < maps.shape[-1]]
+    unknown = [kernel for kernel in kernels if kernel not in range(maps.shape[-1])]
     if unknown or not len(kernels):
         raise ValueError(
             f"{layer} has kernels 0 to {maps.shape[-1] - 1}: {unknown or 'none given'}"

@@ -135,9 +135,8 @@ def with_guided_relus(model):
 
 def checked_mirror(model, x, classes, top=0):
     """A mirror of the network, kept with it; ValueError for arguments that a method cannot take."""
-    count = model.outputs[0].shape[-1]
-    if len(x) != 1 or len(classes) + top < 1 or not all(0 <= index < count for index in classes):
-        raise ValueError(f"one x, some classes below {count} wanted: {len(x)}, {list(classes)}")
+    utils.check_photograph(model, x)
+    utils.check_classes(model, classes, top)
     flat = utils.kept(model, "mirror", utils.mirror)
     utils.check_channels(flat)
     utils.check_logits(flat)
@@ -172,8 +171,7 @@ def grad_cam(model, x, layers, classes, method="gradcam", top=0):
     found = halves(x, classes, top)
     cams = {}
     for layer, A, dy_dA in zip(outputs, found.maps, found.gradients, strict=True):
-        if dy_dA is None:
-            raise ValueError(f"{layer} does not lie between the photograph and the logits")
+        utils.check_reached(dy_dA, layer)
         alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; the 0 is the photograph
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; ReLU when drawn
     return cams, found.logits.numpy()
@@ -190,6 +188,7 @@ def guided_backprop(model, x, classes):
         return split(guided, [guided.inputs[0]])
 
     found = utils.kept(model, "guided", make)(x, classes)
+    utils.check_reached(found.gradients[0], "the photograph")
     return found.gradients[0][:, 0].numpy()
 
 

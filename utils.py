@@ -591,6 +591,7 @@ def network_input(
     grey. fit: squeeze, the whole; crop, its largest centred part of the size's proportions; pad,
     the whole between grey borders. interpolation: area; bilinear and nearest as Keras's loaders
     do. ValueError for anything else."""
+    check_size(size)
     if preprocess not in PREPROCESS or fit not in FITS:
         raise ValueError(f"{preprocess}, {fit}: one of {PREPROCESS}, one of {FITS}")
     if pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -604,6 +605,12 @@ def network_input(
     if preprocess in ("caffe", "tf", "torch"):
         x = keras.applications.imagenet_utils.preprocess_input(x, "channels_last", preprocess)
     return x if channels == 3 else x.mean(axis=-1, keepdims=True)
+
+
+def check_size(size):
+    """ValueError unless it is (height, width), in pixels."""
+    if np.shape(size) != (2,) or min(size) < 1:
+        raise ValueError(f"size=(height, width), in pixels, is wanted, not {size!r}")
 
 
 # --- classes ---
@@ -1383,9 +1390,11 @@ def open_with_end(model, size=None, pair=True):
     """`open_network`, and how logits become probabilities; pair: one linear unit is two classes."""
     check_signature(model)
     _, *sides, channels = model.inputs[0].shape
-    sides = [side or given for side, given in zip(sides, size or (None, None), strict=True)]
-    if None in sides:
+    if None in sides and size is None:
         raise ValueError("the network takes pictures of any size: give size=(height, width)")
+    if None in sides:
+        check_size(size)
+        sides = [side or given for side, given in zip(sides, size, strict=True)]
     end, last = find_end(mirror(model))
     copies = []
 
@@ -1569,6 +1578,8 @@ def kept(model, key, make):
 
 def in_order(flat, layers):
     """Names of layers in a network's own order, each once. ValueError for unknown ones."""
+    if isinstance(layers, str):
+        raise ValueError(f"layers are a list of names, [{layers!r}] say")
     operations = list(flat.operations)
     places = {name: operations.index(get_operation(flat, name)) for name in layers}
     return sorted(places, key=places.get)
@@ -1584,6 +1595,28 @@ def all_passes(flat, tensor, wanted):
         if any(from_it):
             above.update(id(each) for each in keras.tree.flatten(operation.output))
     return all(id(each) in above for each in [*wanted, flat.outputs[0]])
+
+
+def check_photograph(model, x):
+    """ValueError unless x is what a network is fed of one photograph."""
+    wanted, given = (1, *model.inputs[0].shape[1:]), np.shape(x)
+    pairs = itertools.zip_longest(wanted, given, fillvalue=0)
+    if not all(side in (None, count) for side, count in pairs):
+        raise ValueError(f"x of one photograph has the shape {wanted}, not {given}")
+
+
+def check_classes(model, classes, top=0):
+    """ValueError for none at all, and for what is no index of a network's class."""
+    count = model.outputs[0].shape[-1]
+    unknown = [index for index in classes if index not in range(count)]
+    if unknown or len(classes) + top < 1:
+        raise ValueError(f"classes are indices from 0 to {count - 1}: {unknown or 'none given'}")
+
+
+def check_reached(gradient, name):
+    """ValueError where there is no gradient: what bears the name has no part in the logits."""
+    if gradient is None:
+        raise ValueError(f"no gradient of the logits reaches {name}: it does not lie below them")
 
 
 def check_logits(flat):

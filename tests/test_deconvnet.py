@@ -222,7 +222,7 @@ def test_the_network_is_left_as_it_was_and_gains_no_nodes(build):
 REFUSED = [  # layer, kernels, further arguments, how many pictures; a word of the message
     ("nowhere", [0], [], 1, "nowhere"),
     ("top", [7], [], 1, "7"),
-    ("top", [0, -1], [], 1, "-1"),
+    ("top", [0, -1, "1"], [], 1, "-1, .1."),
     ("top", [], [], 1, "kernel"),
     ("top", [0], ["maximum"], 1, "maximum"),
     ("top", [0], ["all", "backprop"], 1, "backprop"),

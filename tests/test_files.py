@@ -326,8 +326,9 @@ def test_where_an_end_cannot_be_taken_off_log_p_is_explained(end):
 
 def test_an_open_input_size_is_asked_for():
     model = shake(small(shape=(None, None, 3)))
-    with pytest.raises(ValueError, match="size"):
-        utils.open_network(model)
+    for size in (None, 40, (40, 50, 3), (0, 50)):
+        with pytest.raises(ValueError, match=r"size=\(height, width\)"):
+            utils.open_network(model, size)
     opened = utils.open_network(model, size=(40, 50))
     x = noise(1, 40, 50, 3)
     assert opened.input_shape == (None, 40, 50, 3)

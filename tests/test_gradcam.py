@@ -446,7 +446,9 @@ def test_networks_that_are_dropped_are_collected():
 REFUSED = [  # layers, classes, the method, how many pictures; a word of the message
     (["map1", "nowhere"], [0], "gradcam", 1, "nowhere"),
     (["head"], [0], "gradcam", 1, "head"),
+    ("map1", [0], "gradcam", 1, "list"),
     (["map1"], [0], "gradcam", 2, "one"),
+    (["map1"], [1, "cat", 1.5], "gradcam", 1, "'cat', 1.5"),
     (["map1"], [3], "gradcam", 1, "3"),
     (["map1"], [0, -1], "gradcam", 1, "-1"),
     (["map1"], [0], "eigencam", 1, r"gradcam.*gradcam\+\+.*hirescam.*layercam"),
@@ -468,6 +470,20 @@ def test_what_is_unknown_or_empty_is_a_value_error(layers, classes, method, coun
     if layers == ["map1"] and method == "gradcam":
         with pytest.raises(ValueError, match=word):
             guided_backprop(model, x, classes)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 3), (1, 12, 9, 3), (1, 12, 10, 1), (1, 12, 10, 3, 1)])
+def test_a_picture_of_another_shape_is_a_value_error(shape):
+    for function in (gradcam_vgg.grad_cam, deconvnet):
+        with pytest.raises(ValueError, match=r"one photograph has the shape \(1, 12, 10, 3\)"):
+            function(two_convs(), noise(*shape), ["conv1"], [0])
+
+
+def test_pixels_that_no_gradient_reaches_are_a_value_error():
+    inputs = keras.Input((12, 10, 3))
+    model = keras.Model(inputs, classify(kl.Lambda(tf.stop_gradient)(inputs)))
+    with pytest.raises(ValueError, match="reaches the photograph"):
+        guided_backprop(model, noise(1, 12, 10, 3), [0])
 
 
 def test_channels_first_is_a_value_error():
