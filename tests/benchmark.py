@@ -105,8 +105,6 @@ def photographs(count):
 def run(command, output, count=0, launcher=()):
     """Run a script as people do; what is printed. launcher: words for Python that come before."""
     words = [photographs(count).name if word == "FOLDER" else word for word in command.split()]
-    if Path("Image/vgg16_tiny_imagenet.weights.h5").exists():  # what is bundled was called tiny
-        words = ["tiny" if word == "bundled" else word for word in words]
     program = [sys.executable, *launcher, *words, "--output", output]
     environment = os.environ | {"PYTHONPATH": ""}
     done = subprocess.run(program, capture_output=True, text=True, env=environment)

@@ -186,10 +186,9 @@ def torch():
     import torch
     from captum.attr import Deconvolution
 
+    # Imported, not used here, and rarely fit for this torch
     for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-        sys.modules[name] = (
-            mock.MagicMock()
-        )  # imported, not used here, and rarely fit for this torch
+        sys.modules[name] = mock.MagicMock()
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 

@@ -13,13 +13,9 @@ import numpy as np
 
 NAMES = ["disc", "cross", "triangle", "square"]
 ARM = ((1, -0.2), (1, 0.2), (0.2, 0.2))
+QUARTERS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # turns: cosine and sine
 CORNERS = {  # of a shape of size 1 around (0, 0)
-    "cross": [
-        *ARM,
-        *((-y, x) for x, y in ARM),
-        *((-x, -y) for x, y in ARM),
-        *((y, -x) for x, y in ARM),
-    ],
+    "cross": [(x * a - y * b, x * b + y * a) for a, b in QUARTERS for x, y in ARM],
     "triangle": [(np.cos(angle), np.sin(angle)) for angle in np.arange(3) * 2 * np.pi / 3],
     "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
 }
@@ -68,11 +64,8 @@ def train(epochs=8, count=12000):
         for number in (1, 2):
             name = f"{block}_{number}"
             conv = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{name}")
-            stack += [
-                conv,
-                layers.BatchNormalization(momentum=0.9),
-                layers.ReLU(name=f"relu{name}"),
-            ]
+            norm = layers.BatchNormalization(momentum=0.9)
+            stack += [conv, norm, layers.ReLU(name=f"relu{name}")]
         stack.append(layers.MaxPooling2D(name=f"pool{block}"))
     stack[-1:] = [layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")]
     model = keras.Sequential(stack, name="shapes")

@@ -583,12 +583,9 @@ def test_arrays_of_another_network_are_refused(run, arrays, name):
     assert not Path("sprung").exists()
 
 
-@pytest.mark.parametrize(
-    "name, kind",
-    [(CHECKPOINT, tarfile.FIFOTYPE), (f"../../{CHECKPOINT}", b"0"), (CHECKPOINT, tarfile.SYMTYPE)],
-)
-def test_archives_that_lead_elsewhere_are_refused(run, name, kind):
-    member = tarfile.TarInfo(name)
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.SYMTYPE])
+def test_archives_that_lead_elsewhere_are_refused(run, kind):
+    member = tarfile.TarInfo(CHECKPOINT)
     member.type = kind
     member.linkname = "/etc/hostname"
     with tarfile.open("mine.tar.gz", "w:gz") as archive:

@@ -488,14 +488,12 @@ def test_pixels_that_no_gradient_reaches_are_a_value_error():
 
 def test_channels_first_is_a_value_error():
     model, x = helpers.channels_first(), noise(1, 3, 12, 10)
-    asked = [
-        (gradcam_vgg.grad_cam, ["conv"], [0]),
-        (guided_backprop, [0]),
-        (deconvnet, "conv", [0]),
-    ]
-    for function, *arguments in asked:
-        with pytest.raises(ValueError, match="channels_first"):
-            function(model, x, *arguments)
+    with pytest.raises(ValueError, match="channels_first"):
+        gradcam_vgg.grad_cam(model, x, ["conv"], [0])
+    with pytest.raises(ValueError, match="channels_first"):
+        guided_backprop(model, x, [0])
+    with pytest.raises(ValueError, match="channels_first"):
+        deconvnet(model, x, "conv", [0])
 
 
 @pytest.mark.parametrize("end", ENDS)

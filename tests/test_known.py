@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapes
-from runs import arrays, call
+from runs import arrays, call, save_photo
 
 import utils
 
@@ -101,16 +101,10 @@ def test_true_boxes_are_scored_beside_a_centred_one(desk, wrong):
     assert (desk / "o" / "disc_shapes_boxes.jpg").exists()
 
 
-def made(folder):
-    folder.mkdir(parents=True)
-    return folder
-
-
 def test_wrong_folders_say_one_line(tmp_path):
-    photo = (IMAGE / "cat.jpg").read_bytes()
     for folder in ("no/bird", "no/plane", "flat"):
-        (made(tmp_path / folder) / "a.jpg").write_bytes(photo)
-    made(tmp_path / "empty" / "disc")
+        save_photo(tmp_path / folder / "a.png")
+    (tmp_path / "empty" / "disc").mkdir(parents=True)
     lines = {
         "no": "no sub-folder (bird, plane) is called like a class (disc, cross, triangle, square)",
         "flat": "there is no sub-folder that is called like a class",
@@ -126,7 +120,7 @@ def test_half_labelled_and_doubly_named_folders(tmp_path):
     shapes.draw_folder(tmp_path / "half", 2)
     for name, other in (("cross", "1"), ("square", "3"), ("triangle", "bird")):
         (tmp_path / "half" / name).rename(tmp_path / "half" / other)
-    made(tmp_path / "half" / "cross")
+    (tmp_path / "half" / "cross").mkdir()
     said = run(tmp_path, "half", *LABELLED, "--figures", "failures")
     assert "left out: bird\n" in said and "without photographs: cross\n" in said
     assert "taken together: 1, cross\n" in said

@@ -304,7 +304,6 @@ UNKNOWN = {  # faults 3 and 9 too: occlusion draws another layer; a JPEG ends at
     "deconvnet_vgg --figures projections --layers block5_conv3 --kernels 0-511": "65,535.*png",
     "gradcam_vgg --classes tench": "tench.*Image/vgg16_classes.txt",
     "gradcam_vgg --models vgg19": "--models vgg16",
-    "gradcam_googlenet --classes n01440764": "Image/googlenet_classes.txt",
 }
 
 
