@@ -231,7 +231,7 @@ def draw_layers(view):
     maps = view.class_maps(view.network.layers, view.network.selection.first())
     index = view.classes[0]
     cams = {layer: classes[index] for layer, classes in maps.items()}
-    photo = view.tile(utils.columns_for(len(cams) + 1))
+    photo = view.grid_tile(len(cams) + 1)
     tiles = [Tile(photo, "photograph")]
     tiles += [view.heat(photo, cam, layer, layer) for layer, cam in cams.items()]
     arrays = {f"{layer}/{index}": cam for layer, cam in cams.items()}
@@ -240,7 +240,7 @@ def draw_layers(view):
 
 def draw_classes(view):
     """One layer, a tile a class."""
-    photo = view.tile(utils.columns_for(len(view.cams) + 1))
+    photo = view.grid_tile(len(view.cams) + 1)
     tiles = [Tile(photo, "photograph")]
     tiles += [view.overlaid(photo, index) for index in view.cams]
     view.save("classes", utils.in_grid(tiles), view.network.layer, view.cam_arrays())
@@ -276,7 +276,7 @@ def draw_kernels(view):
     layer = view.network.layer
     maps = view.network.maps(layer, view.x)
     kernels = view.options.kernels.among(maps.max(axis=(0, 1)))
-    photo = view.tile(utils.columns_for(len(kernels) + 1))
+    photo = view.grid_tile(len(kernels) + 1)
     tiles = [Tile(photo, "photograph")]
     for kernel in kernels:
         title = f"kernel {kernel}"
@@ -287,7 +287,7 @@ def draw_kernels(view):
 
 def draw_guided(view):
     """Guided backpropagation and its product with the heat map, Guided Grad-CAM, a row a class."""
-    photo, layer = view.tile(3), view.network.layer
+    photo, layer = view.tile(3, len(view.cams)), view.network.layer
     rows, arrays = [], view.cam_arrays()
     values = guided_backprop(view.network.model, view.x, list(view.cams))
     for (index, cam), saliency in zip(view.cams.items(), values, strict=True):
@@ -471,7 +471,8 @@ def assign(model, read):
     for name, variable in variables(model).items():
         array = np.asarray(read(name), np.float32)
         if "Logits" in name:  # without «background», the first of 1001: class c is index c + 1
-            array = array.reshape(-1, 1001)[:, 1:].reshape(variable.shape)
+            rows = np.reshape(array, (-1, 1001))
+            array = np.reshape(rows[:, 1:], variable.shape)
         variable.assign(array)  # which refuses another shape
 
 

@@ -221,7 +221,7 @@ def draw_layers(view):
     maps = view.class_maps(view.network.layers, view.network.selection.first())
     index = view.classes[0]
     cams = {layer: classes[index] for layer, classes in maps.items()}
-    photo = view.tile(utils.columns_for(len(cams) + 1))
+    photo = view.grid_tile(len(cams) + 1)
     tiles = [Tile(photo, "photograph")]
     tiles += [view.heat(photo, cam, layer, layer) for layer, cam in cams.items()]
     arrays = {f"{layer}/{index}": cam for layer, cam in cams.items()}
@@ -230,7 +230,7 @@ def draw_layers(view):
 
 def draw_classes(view):
     """One layer, a tile a class."""
-    photo = view.tile(utils.columns_for(len(view.cams) + 1))
+    photo = view.grid_tile(len(view.cams) + 1)
     tiles = [Tile(photo, "photograph")]
     tiles += [view.overlaid(photo, index) for index in view.cams]
     view.save("classes", utils.in_grid(tiles), view.network.layer, view.cam_arrays())
@@ -266,7 +266,7 @@ def draw_kernels(view):
     layer = view.network.layer
     maps = view.network.maps(layer, view.x)
     kernels = view.options.kernels.among(maps.max(axis=(0, 1)))
-    photo = view.tile(utils.columns_for(len(kernels) + 1))
+    photo = view.grid_tile(len(kernels) + 1)
     tiles = [Tile(photo, "photograph")]
     for kernel in kernels:
         title = f"kernel {kernel}"
@@ -277,7 +277,7 @@ def draw_kernels(view):
 
 def draw_guided(view):
     """Guided backpropagation and its product with the heat map, Guided Grad-CAM, a row a class."""
-    photo, layer = view.tile(3), view.network.layer
+    photo, layer = view.tile(3, len(view.cams)), view.network.layer
     rows, arrays = [], view.cam_arrays()
     values = guided_backprop(view.network.model, view.x, list(view.cams))
     for (index, cam), saliency in zip(view.cams.items(), values, strict=True):

@@ -24,6 +24,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
+import traceback
 import warnings
 import weakref
 import zipfile
@@ -56,7 +57,7 @@ INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST_EXA
 PAGE = 1200  # pixels: the width that tiles are made for; a page is as wide as its tiles
 GAP = 10  # pixels between tiles
 MARGIN = 14  # pixels around a page
-JPEG_LIMIT = 65535  # pixels: what a JPEG may be high
+JPEG_LIMIT = 65500  # pixels: what libjpeg allows a picture to be high
 BOX_COLOUR = (255, 30, 30)  # RGB: of a map's box, red
 TRUE_BOX_COLOUR = (0, 200, 70)  # green
 BEST = 9  # how many photographs top9 shows of a kernel
@@ -184,8 +185,8 @@ class Weights:
 
 
 def split_words(text):
-    """Words between commas, each once; one that holds a comma stands in quotes, as in CSV."""
-    words = next(csv.reader([text], skipinitialspace=True), [])
+    """Words between commas or in lines, each once; one with a comma stands in quotes, as in CSV."""
+    words = itertools.chain(*csv.reader(text.splitlines(), skipinitialspace=True))
     return list(dict.fromkeys(word.strip() for word in words if word.strip()))
 
 
@@ -592,8 +593,10 @@ def network_input(
     the whole between grey borders. interpolation: area; bilinear and nearest as Keras's loaders
     do. ValueError for anything else."""
     check_size(size)
-    if preprocess not in PREPROCESS or fit not in FITS:
-        raise ValueError(f"{preprocess}, {fit}: one of {PREPROCESS}, one of {FITS}")
+    ways = [(preprocess, PREPROCESS), (fit, FITS), (interpolation, ("area", *INTERPOLATIONS))]
+    for way, known in [*ways, (channels, (1, 3))]:
+        if way not in known:
+            raise ValueError(f"{way!r}: one of {known}")
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels of shape (h, w, 3) are wanted, not {pixels.shape}")
     if channels == 1:
@@ -887,15 +890,18 @@ def load_weights(options, recipe):
         if path:
             hint = f"give {recipe.label}'s weights, or a whole network, saved as mine.keras"
         what = f"{path or f'{word} weights'} into {recipe.label}"
-        raise UserError(f"cannot load {what}: {explain(error)} ({hint})") from error
+        raise UserError(f"cannot load {what}: {explain(error, path)} ({hint})") from error
 
 
 def published_file(path, names):
-    """A file; of a folder the one in it that bears the first of some published names."""
+    """A file; of a folder the one in it that bears the first of some published names. UserError:
+    none does."""
     if not path.is_dir():
         return path
-    files = [path / name for name in names]
-    return next(filter(Path.exists, files), files[0])
+    there = [path / name for name in names if (path / name).exists()]
+    if not there:
+        raise UserError(f"the folder {path} does not hold {' or '.join(names)}")
+    return there[0]
 
 
 def own_network(options, recipe, model):
@@ -961,7 +967,7 @@ def last_of_resolutions(model):
 
 def check_kernels(options, model, layers, layer):
     """UserError where kernels are asked for that a layer drawn does not have."""
-    drawn = [layer] if set(options.figures) != {"occlusion"} else []
+    drawn = [layer] if {"kernels", "projections", "comparison", "top9"} & {*options.figures} else []
     if "occlusion" in options.figures:
         drawn.append(layers[-1])
     for name in drawn:
@@ -1063,7 +1069,7 @@ MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other
     ),
     r"^\w+: Unrecognized keyword .* to (\w+): {'(\w+)'": r"\1 has no '\2' in this Keras",
     "^DataLossError": "it is no checkpoint, or not a whole one",
-    "^ValueError: .*allow_pickle=False": "it holds no arrays, or pickled ones",
+    "^ValueError: .*(allow_pickle=False|contains pickled)": "it holds no arrays, or pickled ones",
     r"^(BadZipFile|OSError: .*Unable to|KeyError: .*(model_config|config\.json))": (
         "it is no network of Keras, or not a whole one"
     ),
@@ -1102,16 +1108,19 @@ def is_saved_network(path):
 
 def is_of_loading(error):
     """Whether a library raised this over a file or a download; else it is a mistake of ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and Path(frames[-1].filename).parent == HERE:
+        return False
     library = type(error).__module__.partition(".")[0]
     unnamed = type(error) is Exception  # as keras.utils.get_file raises it
     return isinstance(error, FILE_ERRORS) or unnamed or library in ("tensorflow", "tarfile")
 
 
-def explain(error):
+def explain(error, path):
     """What a library said of a file, on one line, in plain words where they are known; no path."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).replace(str(path), "the file").split())
     text = text.rpartition("Exception encountered:")[2].strip()  # the last one is the cause
     for pattern, words in MESSAGES.items():
         if match := re.search(pattern, f"{type(error).__name__}: {text}"):
@@ -1180,7 +1189,7 @@ def load_saved(path):
     try:
         config, version = read_saved(path)
     except FILE_ERRORS as error:
-        raise UserError(f"cannot open the network {path}: {explain(error)}") from error
+        raise UserError(f"cannot open the network {path}: {explain(error, path)}") from error
     for part, (pattern, reason) in itertools.product(parts(config), REFUSED.items()):
         kind = part.get("class_name")
         if isinstance(kind, str) and re.fullmatch(pattern, kind):
@@ -1191,7 +1200,7 @@ def load_saved(path):
     try:
         return build_saved(path, mended)
     except (*FILE_ERRORS, AttributeError) as error:  # only Keras, h5py and zipfile run here
-        reason = explain(error)
+        reason = explain(error, path)
         if is_old and "--import" not in reason:
             reason += (
                 f" (saved by Keras {version}, of which Keras 3 reads only a part: load it there, "
@@ -1569,11 +1578,24 @@ KEPT = weakref.WeakKeyDictionary()  # what was made of each network, which goes 
 
 
 def kept(model, key, make):
-    """What make(model) gives, made once and kept with the network."""
-    made = KEPT.setdefault(model, {})
+    """What make(model) gives, made once, and again once layers or activations are others."""
+    parts_now = list(layers_and_activations(model))
+    made_of, made = KEPT.get(model, (None, {}))
+    if made_of != parts_now:
+        made = {}
+        KEPT[model] = parts_now, made
     if key not in made:
         made[key] = make(model)
     return made[key]
+
+
+def layers_and_activations(model):
+    """Of a network and those inside it, by their identity."""
+    for operation in getattr(model, "operations", model.layers):
+        yield id(operation)
+        yield id(getattr(operation, "activation", None))
+        if isinstance(operation, keras.Model):
+            yield from layers_and_activations(operation)
 
 
 def in_order(flat, layers):
@@ -2090,9 +2112,14 @@ def column_widths(rows, scale):
 def check_height(options, rows, tile_height):
     """UserError for a page of so many rows that is too high for a JPEG, before it is computed."""
     height = options.scale * 120 + rows * (tile_height + options.scale * 60)  # three lines each
+    refuse_height(options, height)
+
+
+def refuse_height(options, height):
+    """UserError for a page of so many pixels that is too high for a JPEG."""
     if options.format == "jpg" and height > JPEG_LIMIT:
-        page = f"a JPEG ends at {JPEG_LIMIT:,} pixels, the page would have {height:,}"
-        how = "draw fewer kernels, or give --format png, which has no such limit"
+        page = f"a JPEG ends at {JPEG_LIMIT:,} pixels, the page would have {height:,.0f}"
+        how = "draw fewer kernels or classes, or give --format png, which has no such limit"
         raise UserError(f"{page}: {how}")
 
 
@@ -2161,13 +2188,14 @@ class Result:
 
     def path(self, ending, suffix=""):
         """Where it lands: beside a figure of the same name that is of other photographs."""
-        ours = self.album_digest().encode()
+        ours, folder = self.album_digest().encode(), self.options.output
+        others = "*" if suffix else ""  # the files of one figure bear one number
         for number in itertools.count(1):
             stem = self.stem if number == 1 else f"{self.stem}_{number}"
-            name = f"{stem}_{self.network.name}_{self.figure}{suffix}"
-            picture = self.options.output / f"{name}.{self.ending}"
-            if len(self.paths) == 1 or not picture.exists() or ours in picture.read_bytes():
-                return picture.with_name(f"{name}.{ending}")
+            name = f"{stem}_{self.network.name}_{self.figure}"
+            there = folder.glob(f"{glob.escape(name)}{others}.{self.ending}")
+            if all(ours in path.read_bytes() for path in there):
+                return folder / f"{name}{suffix}.{ending}"
 
     def write(self, page, arrays, suffix="", count=1):
         """Write a page, a matplotlib figure or the pixels of a picture, after its arrays.
@@ -2191,7 +2219,9 @@ class Result:
         method = f" · {options.method}" if "method" in options and figure != "kernels" else ""
         heading = f"{label} · {figure}{method} · weights: {options.weights.title}"
         bars = [Bar(options.colormap, "max")] if bars is None else bars
-        self.write(make_page(rows, heading, note, bars, options.scale), arrays, **files)
+        page = make_page(rows, heading, note, bars, options.scale)
+        refuse_height(options, page.bbox.height)
+        self.write(page, arrays, **files)
 
 
 def write_whole(path, fill):
@@ -2295,9 +2325,16 @@ class Explanation:
             return f"{p:.4g}: red raises it, blue lowers it"
         return f"{self.network.classes.title(index)}{between}p {p:.3f}"
 
-    def tile(self, columns):
-        """The photograph as a tile of a page of so many columns."""
-        return fit_tile(self.photo.pixels, columns, self.options.scale)
+    def tile(self, columns, rows=1):
+        """The photograph as a tile of a page of so many columns, and rows, if a JPEG allows it."""
+        tile = fit_tile(self.photo.pixels, columns, self.options.scale)
+        check_height(self.options, rows, tile.shape[0])
+        return tile
+
+    def grid_tile(self, count):
+        """The photograph as one of so many tiles of a grid."""
+        columns = columns_for(count)
+        return self.tile(columns, -(-count // columns))
 
     def at(self, layer, cells):
         """The Geometry by which a map of so many cells, (h, w), of a layer is laid over."""
@@ -2516,6 +2553,7 @@ class Evidence(NamedTuple):
 def put_to_test(view, cams):
     """{class: Evidence} of the maps {class: map} of a photograph."""
     network, grey = view.network, view.grey_input()
+    check_height(view.options, len(cams), 220 * view.options.scale)
     heats = {}
     for index, cam in cams.items():
         at = view.at_input(network.layer, cam.shape)
@@ -2902,12 +2940,13 @@ def draw_boxes(view):
     layer, maps, survey = view.network.layer, view.maps, view.survey
     truths = survey.boxes.get(view.photo.path.resolve(), {})
     classes = list(dict.fromkeys([*view.classes, *truths]))
-    photo = view.tile(columns_for(len(classes) + 1))
+    photo = view.grid_tile(len(classes) + 1)
     tiles, arrays = [Tile(photo, "photograph")], {}
     for index in classes:
         heat, true = view.placed(maps[index]), truths.get(index, [])
         box = segment_box(heat, view.options.threshold)
-        tiles.append(box_tile(view, photo, index, heat, box, true))
+        seen = dim(photo, view.at(layer, maps[index].shape))
+        tiles.append(box_tile(view, seen, index, heat, box, true))
         arrays[f"{layer}/{index}"] = maps[index]
         arrays[f"{layer}/{index}/box"] = np.float32(box or np.full(4, np.nan))
         if true:
@@ -2918,11 +2957,11 @@ def draw_boxes(view):
     view.save("boxes", in_grid(tiles), note, arrays, [])
 
 
-def box_tile(view, photo, index, heat, box, truths):
-    """The Tile of a class: what is hot outlined, its Box and true ones on the photograph."""
-    picture, scale = photo.copy(), view.options.scale
+def box_tile(view, picture, index, heat, box, truths):
+    """The Tile of a class: what is hot outlined, its Box and true ones drawn on a picture."""
+    scale = view.options.scale
     hot = over_threshold(heat, view.options.threshold)
-    hot = cv2.resize(hot, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    hot = cv2.resize(hot, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     outlines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, (255, 255, 255), scale)
     for true in truths:

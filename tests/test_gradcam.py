@@ -443,6 +443,26 @@ def test_networks_that_are_dropped_are_collected():
     assert [ref() for ref in dropped] == [None] * 6
 
 
+def test_what_is_kept_of_a_network_goes_when_its_owner_changes_it(grad_cam):
+    convs = [kl.Conv2D(4, 3, name="conv1"), kl.Conv2D(5, 3, activation="relu", name="conv2")]
+    model = keras.Sequential([keras.Input((9, 8, 3)), *convs, kl.GlobalMaxPooling2D(), head()])
+    x = noise(1, 9, 8, 3)
+
+    def another_head():
+        model.pop()
+        model.add(head(units=5))
+
+    def without_relu():
+        convs[1].activation = keras.activations.tanh
+
+    for change in (lambda: None, another_head, without_relu):
+        change()
+        shake(model)
+        last = [model.output_shape[-1] - 1]
+        found = grad_cam(model, x, ["conv1"], last)[0]["conv1"]
+        assert error(found, textbook(model, x, "conv1", last)[0]) < 1e-5
+
+
 REFUSED = [  # layers, classes, the method, how many pictures; a word of the message
     (["map1", "nowhere"], [0], "gradcam", 1, "nowhere"),
     (["head"], [0], "gradcam", 1, "head"),

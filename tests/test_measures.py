@@ -155,14 +155,6 @@ def test_segment_box_of_drawn_shapes():
     assert utils.segment_box(heat, 20) == (5, 5, 9, 9)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_iou_against_sets_of_pixels(seed):
-    starts, sides = np.random.default_rng(seed).integers(1, 9, (2, 2, 2))
-    boxes = [Box(*start, *(start + side)) for start, side in zip(starts, sides, strict=True)]
-    a, b = ({(y, x) for y in range(y0, y1) for x in range(x0, x1)} for x0, y0, x1, y1 in boxes)
-    assert boxes[0].iou(boxes[1]) == pytest.approx(len(a & b) / len(a | b))
-
-
 def test_localisation_beside_a_centred_box():
     found = utils.Localisation()
     heat = np.zeros((100, 200), np.float32)

@@ -214,7 +214,7 @@ def test_projections_are_deconvnet_s_in_both_modes_by_each_rule(model, draw):
 def test_blocks_are_nine_whole_maps_of_each_block(model, draw, height, width):
     """At the photograph's proportions, three in a row, each in a frame of a pixel."""
     Image.fromarray(photo(3, height, width)).save("p.png")
-    done, rows, arrays = draw("blocks", "p.png", "--rules", "guided,gradient")
+    done, rows, arrays = draw("blocks", "p.png", "--rules", "guided,gradient", "--kernels", "99")
     pixels = arrays.pop("net/input")[0] * 255
     assert done.code == 0 and [len(row) for row in rows] == [3, 3, 3]
     for layer, row in zip(("conv1", "conv2", "conv3"), rows, strict=True):
