@@ -355,7 +355,7 @@ def draw_blocks(view):
             row.append(Tile(utils.mosaic(pictures), "" if rows else way.rule))
         rows.append(row)
         arrays |= utils.projection_arrays(view.options, layer, found)
-    view.save("blocks", rows, "whole maps, the strongest kernel first · zero is grey", arrays)
+    view.save("blocks", rows, "unlike kernels' whole maps, strongest first · zero is grey", arrays)
 
 
 def draw_comparison(options, network, album):

@@ -886,7 +886,8 @@ def load_weights(options, recipe):
         if not is_of_loading(error):
             raise
         home = os.environ.get("KERAS_HOME", "~/.keras")
-        hint = f"put {recipe.files[0]} into {home}/models, or give --weights random or a file"
+        others = "bundled, random or a file" if recipe.known else "random or a file"
+        hint = f"put {recipe.files[0]} into {home}/models, or give --weights {others}"
         if path:
             hint = f"give {recipe.label}'s weights, or a whole network, saved as mine.keras"
         what = f"{path or f'{word} weights'} into {recipe.label}"
@@ -2088,7 +2089,8 @@ def make_page(rows, heading, note, bars=(), scale=1):
         x = page.width - MARGIN - 180 * number + 20
         colours = colorize(np.linspace(0, 1, 160 * scale)[None], bar.colormap)
         y = page.paste(x, MARGIN, np.repeat(colours, 12 * scale, axis=0))
-        page.write(x, y, f"0 … {bar.end}", 160)
+        page.write(x, y, "0", 20)
+        page.write(x + 160 - 7 * len(bar.end), y, bar.end, 160)
     room = page.width - 2 * MARGIN - 180 * len(bars)
     y = page.write(MARGIN, MARGIN, heading, room, 11, "bold")
     y = page.write(MARGIN, y, note, room) + GAP
@@ -2344,9 +2346,10 @@ class Explanation:
         return tiled(self.x.shape[1:3], *cells, self.options.fit)
 
     def placed(self, cam):
-        """A map of the layer that figures of one layer draw, over the photograph, signed."""
+        """The positive evidence of a map of the layer that figures of one layer draw, on the
+        photograph: float32 (H, W). The ReLU comes first: enlarging may make some of none."""
         at = self.at(self.network.layer, cam.shape)
-        return place(cam, at, *self.photo.pixels.shape[:2])
+        return np.maximum(place(np.maximum(cam, 0), at, *self.photo.pixels.shape[:2]), 0)
 
     def at_input(self, layer, cells):
         """`at` for what lies over the network's input itself, not over the photograph."""
@@ -2911,9 +2914,14 @@ def true_boxes(options, classes, album):
                 of_photo = found.setdefault(path, {})
                 of_photo.setdefault(classes.called(word), []).extend(boxes)
         if not found:
-            raise UserError("none of the photographs has a box there")
+            raise UserError(
+                f"none of the photographs has a box there ({few(list(map(str, read)))})"
+            )
     except UserError as error:
         raise UserError(f"--boxes {options.boxes}: {error}") from error
+    others = [path.name for path in read if path not in found]
+    if others:
+        warn(f"--boxes {options.boxes}: photographs that are not drawn here: {few(others)}")
     return found
 
 
@@ -2939,6 +2947,9 @@ def draw_boxes(view):
     """The box of the largest segment of heat, a tile a class; over a folder, how well it fits."""
     layer, maps, survey = view.network.layer, view.maps, view.survey
     truths = survey.boxes.get(view.photo.path.resolve(), {})
+    height, width = view.photo.pixels.shape[:2]
+    if any(box.x1 > width or box.y1 > height for box in itertools.chain(*truths.values())):
+        warn(f"{view.photo.path}, {width} × {height} pixels: a true box reaches beyond it")
     classes = list(dict.fromkeys([*view.classes, *truths]))
     photo = view.grid_tile(len(classes) + 1)
     tiles, arrays = [Tile(photo, "photograph")], {}
@@ -3226,7 +3237,7 @@ class Survey:
         """Say so where a network is no better than always the same answer, and try why."""
         frequencies, _ = self.tally.by_class()
         most = max(frequencies.values())
-        if self.tally.right() >= most or len(frequencies) == 1:
+        if self.tally.right() > most or len(frequencies) == 1:
             return
         label, how = self.network.label, self.network.preprocess
         order = "are the labels in the order of training"

@@ -15,8 +15,6 @@ import numpy as np
 import tensorflow as tf
 from keras import layers as kl
 
-# --- numbers --------------------------------------------------------------------------------------
-
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -47,9 +45,6 @@ def shake(model, seed=0):
         if isinstance(operation, kl.Normalization):
             operation.finalize_state()
     return model
-
-
-# --- Keras networks -------------------------------------------------------------------------------
 
 
 def operations(model):

@@ -96,7 +96,7 @@ def test_true_boxes_are_scored_beside_a_centred_one(desk, wrong):
     assert boxes == {"shapes/relu4_2/0/box", "shapes/relu4_2/1/box"}
     network = utils.open_network(utils.keras.saving.load_model(IMAGE / "shapes.keras"))
     at = utils.layer_geometries(network)["relu4_2"]
-    heat = utils.place(found["shapes/relu4_2/0"], at, 96, 96)
+    heat = utils.place(np.maximum(found["shapes/relu4_2/0"], 0), at, 96, 96)
     assert tuple(found["shapes/relu4_2/0/box"]) == utils.segment_box(heat)
     assert (desk / "o" / "disc_shapes_boxes.jpg").exists()
 

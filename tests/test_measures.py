@@ -145,14 +145,13 @@ def test_segment_box_against_flood_fill(seed, threshold):
     assert utils.segment_box(heat, threshold) in boxes
 
 
-def test_segment_box_of_drawn_shapes():
-    heat = np.zeros((40, 60), np.float32)
-    assert utils.segment_box(heat) is None and utils.segment_box(heat - 1) is None
-    heat[5:9, 5:9] = 10  # small, but the warmest
-    heat[20:30, 20:35] = 2
-    heat[30:33, 35:41] = 2  # touches at a corner
-    assert utils.segment_box(heat) == (20, 20, 41, 33)
-    assert utils.segment_box(heat, 20) == (5, 5, 9, 9)
+def test_no_box_where_enlarging_alone_makes_heat():
+    """A cubic goes beyond the cells: of a map without positive evidence above zero."""
+    cam = -np.float32([[9, 9, 0.01, 0.01], [9, 9, 0.01, 0.01]])
+    photo, network = SimpleNamespace(pixels=np.zeros((40, 80, 3))), SimpleNamespace(layer="conv")
+    view = SimpleNamespace(photo=photo, network=network, at=lambda *_: utils.tiled((8, 8), 2, 4))
+    assert utils.place(cam, view.at(), 40, 80).max() > 0
+    assert utils.segment_box(utils.Explanation.placed(view, cam)) is None
 
 
 def test_localisation_beside_a_centred_box():
@@ -203,6 +202,15 @@ def test_tally_says_the_most_frequent_confusion_first():
     told = "412 of 444 right (92.8 %); cat taken for dog 31 times, dog taken for cat once"
     assert tally.line(["cat", "dog"].__getitem__) == told
     assert tally.by_class() == ({0: 443, 1: 1}, {0: 413, 1: 31})
+
+
+def test_always_the_same_answer_is_suspected(capsys):
+    survey = object.__new__(utils.Survey)
+    survey.tally = utils.Tally({(0, 0): 12, (1, 0): 12})
+    survey.network = SimpleNamespace(label="mine", preprocess="caffe")
+    survey.try_preprocessings = lambda: (24, {"unit": 1.0})
+    survey.suspect()
+    assert "right of 24 photographs with --preprocess unit 100.0 %" in capsys.readouterr().err
 
 
 def test_the_table_is_read_back_as_written():
