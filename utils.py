@@ -1919,19 +1919,24 @@ def cubic(positions, count):
     return matrix
 
 
+def interpolations(geometry, cells, size):
+    """Of each axis the matrix that makes a photograph's pixels, size (H, W), of a map's cells."""
+    start, length = fitted(size, geometry.size, geometry.fit)
+    matrices = []
+    for axis, count in enumerate(size):
+        pixels = np.arange(count) + 0.5
+        inputs = (pixels - start[axis]) / length[axis] * geometry.size[axis]
+        offset, step = geometry.cells[axis]
+        matrices.append(cubic((inputs - offset) / step, cells[axis]))
+    return matrices
+
+
 def place(cam, geometry, height, width):
     """A map laid over a photograph (height, width): float32 of that size, cubic between cells, what
     lies beyond the outermost ones continuing them, zero where the network did not see it. Without
     geometry: stretched over all of it."""
     geometry = geometry or tiled((height, width), *cam.shape)
-    start, length = fitted((height, width), geometry.size, geometry.fit)
-    matrices = []
-    for axis, count in enumerate((height, width)):
-        pixels = np.arange(count) + 0.5
-        inputs = (pixels - start[axis]) / length[axis] * geometry.size[axis]
-        offset, step = geometry.cells[axis]
-        matrices.append(cubic((inputs - offset) / step, cam.shape[axis]))
-    rows, columns = matrices
+    rows, columns = interpolations(geometry, cam.shape, (height, width))
     placed = np.zeros((height, width), np.float32)
     seen = seen_box(geometry, height, width)
     placed[seen] = (rows @ np.float32(cam) @ columns.T)[seen]
@@ -2943,13 +2948,18 @@ def segment_box(heat, threshold=15):
     return Box(x, y, x + width, y + height)
 
 
+def check_inside(photo, boxes):
+    """Say so where a true box is not of this photograph, but of a larger one perhaps."""
+    height, width = photo.pixels.shape[:2]
+    if any(box.x1 > width or box.y1 > height for box in boxes):
+        warn(f"{photo.path}, {width} × {height} pixels: a true box reaches beyond it")
+
+
 def draw_boxes(view):
     """The box of the largest segment of heat, a tile a class; over a folder, how well it fits."""
     layer, maps, survey = view.network.layer, view.maps, view.survey
     truths = survey.boxes.get(view.photo.path.resolve(), {})
-    height, width = view.photo.pixels.shape[:2]
-    if any(box.x1 > width or box.y1 > height for box in itertools.chain(*truths.values())):
-        warn(f"{view.photo.path}, {width} × {height} pixels: a true box reaches beyond it")
+    check_inside(view.photo, itertools.chain(*truths.values()))
     classes = list(dict.fromkeys([*view.classes, *truths]))
     photo = view.grid_tile(len(classes) + 1)
     tiles, arrays = [Tile(photo, "photograph")], {}
@@ -2962,8 +2972,8 @@ def draw_boxes(view):
         arrays[f"{layer}/{index}/box"] = np.float32(box or np.full(4, np.nan))
         if true:
             survey.localisation.add(heat, box, true)
-    threshold = f"over {view.options.threshold} % of the maximum"
-    note = f"{layer} · white: {threshold}; red: its largest segment's box"
+    note = f"{layer} · white: over {view.options.threshold} % of the maximum; "
+    note += "red: its largest segment's box"
     note += "; green: true boxes" if truths else ""
     view.save("boxes", in_grid(tiles), note, arrays, [])
 
