@@ -1117,14 +1117,15 @@ def is_of_loading(error):
     return isinstance(error, FILE_ERRORS) or unnamed or library in ("tensorflow", "tarfile")
 
 
-def explain(error, path):
-    """What a library said of a file, on one line, in plain words where they are known; no path."""
+def explain(error, path=None):
+    """What a library said of a file, on one line, in plain words where they are known."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    text = " ".join(str(error).replace(str(path), "the file").split())
+    text = " ".join(str(error).split())
     text = text.rpartition("Exception encountered:")[2].strip()  # the last one is the cause
+    searched = text.replace(str(path), "") if path else text  # words of a path are no cause
     for pattern, words in MESSAGES.items():
-        if match := re.search(pattern, f"{type(error).__name__}: {text}"):
+        if match := re.search(pattern, f"{type(error).__name__}: {searched}"):
             return match.expand(words)
     return text[:250]
 
@@ -1580,21 +1581,21 @@ KEPT = weakref.WeakKeyDictionary()  # what was made of each network, which goes 
 
 def kept(model, key, make):
     """What make(model) gives, made once, and again once layers or activations are others."""
-    parts_now = list(layers_and_activations(model))
+    current = list(layers_and_activations(model))
     made_of, made = KEPT.get(model, (None, {}))
-    if made_of != parts_now:
+    if made_of != current:
         made = {}
-        KEPT[model] = parts_now, made
+        KEPT[model] = current, made
     if key not in made:
         made[key] = make(model)
     return made[key]
 
 
 def layers_and_activations(model):
-    """Of a network and those inside it, by their identity."""
+    """Of a network and those inside it. Themselves: an id may be given again."""
     for operation in getattr(model, "operations", model.layers):
-        yield id(operation)
-        yield id(getattr(operation, "activation", None))
+        yield operation
+        yield getattr(operation, "activation", None)
         if isinstance(operation, keras.Model):
             yield from layers_and_activations(operation)
 
