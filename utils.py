@@ -1761,6 +1761,7 @@ def sliced(operation, size, out):
     """Window of x[key]; a step is not positive where the key mirrors or drops rows or columns."""
     call = operation._inbound_nodes[0].arguments
     key = call.kwargs.get("key", call.args[-1])
+    key = tuple(key) if isinstance(key, list) else key  # a list, once it was in a file
     positions = np.indices((1, *size, *operation.input.shape[3:]))[1:3]  # y and x of every value
     taken = np.stack([each[key] for each in positions]).reshape(2, *out, -1)[..., 0]
     first, last = taken[:, 0, 0], taken[:, -1, -1]
@@ -1852,7 +1853,10 @@ def geometry_of(operation, known):
         size = map_size(tensor)
         if out is None or size is None:
             continue
-        window = window_of(mirrored(operation), size, out)
+        try:
+            window = window_of(mirrored(operation), size, out)
+        except Exception:  # a layer that is built otherwise than known: its maps are stretched
+            return None
         if window is KEEPS and (size != out).any():
             continue  # a factor for every channel, as in squeeze-and-excitation
         if window is None or known[id(tensor)] is None:

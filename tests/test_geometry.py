@@ -203,3 +203,29 @@ def test_inner_cells_and_dim():
         dimmed = utils.dim(np.full((100, 128, 3), 200, np.uint8), geometry)
         assert (dimmed[:, first:last] == 200).all()
         assert (np.delete(dimmed, slice(first, last), axis=1) < 100).all()
+
+
+SLICES = {
+    "vgg16": (keras.applications.vgg16.preprocess_input, (0.5, 0.5)),
+    "resnet50": (keras.applications.resnet50.preprocess_input, (0.5, 0.5)),
+    "cropped": (lambda x: x[:, 8:-8, 4:-4], (8.5, 4.5)),
+    "one_channel": (lambda x: x[..., 0:1], (0.5, 0.5)),
+    "one_position": (lambda x: ops.expand_dims(x[..., 0], -1), (0.5, 0.5)),
+    "steps": (lambda x: x[:, ::2, 1::2], (0.5, 1.5)),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slices_of_a_network_that_comes_back_from_its_file(name, tmp_path, monkeypatch):
+    """Keras writes the key of a slice as a list, and NumPy would index by a list otherwise."""
+    slice_it, first = SLICES[name]
+    inputs = keras.Input((64, 64, 3))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="conv")(slice_it(inputs))
+    x = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x))
+    keras.Model(inputs, x).save(tmp_path / "net.keras")
+    loaded = utils.open_network(keras.models.load_model(tmp_path / "net.keras"))
+    known = utils.layer_geometries(loaded)["conv"]
+    assert known.cells[:, 0].tolist() == list(first)
+    # A layer that is built otherwise than its kind: no exception, no place.
+    monkeypatch.setitem(utils.WINDOWS, "Conv2D", lambda layer, size, out: layer.no_such_thing)
+    assert utils.layer_geometries(loaded)["conv"] is None
