@@ -210,7 +210,6 @@ SLICES = {
     "resnet50": (keras.applications.resnet50.preprocess_input, (0.5, 0.5)),
     "cropped": (lambda x: x[:, 8:-8, 4:-4], (8.5, 4.5)),
     "one_channel": (lambda x: x[..., 0:1], (0.5, 0.5)),
-    "one_position": (lambda x: ops.expand_dims(x[..., 0], -1), (0.5, 0.5)),
     "steps": (lambda x: x[:, ::2, 1::2], (0.5, 1.5)),
 }
 
