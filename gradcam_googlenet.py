@@ -4,25 +4,33 @@
     python gradcam_googlenet.py photo.jpg --classes "Egyptian cat,n02124075,top3" --arrays
     python gradcam_googlenet.py photos/ --weights mine.keras --labels names.txt
 
-The method, of Selvaraju et al. 2016, arXiv 1610.02391, stands first, up to `guided_backprop`.
-Figures and the network follow: Szegedy et al. 2014, arXiv 1409.4842, as the authors of TF-Slim
-trained it, with batch normalisation in place of local response normalisation, 3x3 in place of 5x5
-convolutions and no auxiliary classifiers. Weights: their archive, fetched once, its
-inception_v1.ckpt, an .npz with the same variable names, or `bundled`: those in Image/, of the 81
-classes that Image/googlenet_classes.txt lists."""
+The method of Selvaraju et al. 2016, arXiv 1610.02391, follows the constants; then the network of
+Szegedy et al. 2014, arXiv 1409.4842, as the authors of TF-Slim trained it: with batch normalisation
+in place of local response normalisation, 3x3 in place of 5x5 convolutions, and no auxiliary
+classifiers. Weights: their archive, downloaded once, its inception_v1.ckpt, an .npz with the same
+variable names, or `bundled`: those in Image/, of the 81 classes in Image/googlenet_classes.txt."""
 
 import functools
 import re
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-import utils
-from utils import Bar, Tile, keras, tf
+from cnnvis import graph
+from cnnvis.cli import read_options
+from cnnvis.drawing import draw_figures
+from cnnvis.explanation import GradCamExplanation, Methods
+from cnnvis.gradcam_figures import GRADCAM_FIGURES
+from cnnvis.logits import logits_view
+from cnnvis.networks import ModelSpec, open_network_for, print_layers
+from cnnvis.photos import find_photos
+from cnnvis.runtime import default_keras_settings, keras, run, tf
+from utils import IMAGE_FOLDER
 
 # fmt: off
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
@@ -30,18 +38,21 @@ FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  #
 LAYERS = ["all"]      # names, shell wildcards, or all: the stem and the nine modules
 CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable
 KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response
-METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: how gradients weigh the maps
+METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: see CAM_WEIGHTS
 WEIGHTS = "imagenet"  # imagenet, bundled, random, a weights file or folder, a saved network
-LABELS = ""           # of a saved network: a file with a class a line, or a folder with sub-folders
+LABELS = ""           # of a saved network: a file with a class a line, or a folder of sub-folders
 IMPORT = ""           # of a saved network: a file or module that registers its custom layers
+NAME = ""             # of a saved network: what it is called in file names; default: the file's
+SIZE = ""             # of a saved network of open input size: height,width, such as 224,224
 PREPROCESS = "auto"   # auto; caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
 FIT = "squeeze"       # squeeze, crop or pad: how a photograph becomes the network's rectangle
 RESIZE = "area"       # area; bilinear and nearest as Keras's loaders do
-PLACE = "field"       # field: maps lie where the network looked; stretch: over the whole photograph
-THRESHOLD = 15        # of boxes and table: percent of a map's maximum, over which it is hot
+AS_STORED = False     # True: photographs are not turned upright by their EXIF orientation
+PLACE = "field"       # field: maps are placed where the network looks; stretch: over everything
+THRESHOLD = 15        # of boxes and table: percent of a map's maximum above which it is hot
 BOXES = ""            # of boxes: a CSV file of true ones, photo,class,x0,y0,x1,y1
-PAGES = 5             # of failures: at most so many pages
-SCALE = 1             # pages so many times as large, for print
+PAGES = 5             # of failures: number of pages at most
+SCALE = 1             # factor by which pages are enlarged, for print
 SEED = 0              # of random weights
 OUTPUT = "results"    # folder of the results
 FORMAT = "jpg"        # jpg, png or pdf
@@ -54,9 +65,11 @@ CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given g = dy/dA, (
     # Equation 1: alpha = 1/Z sum of dy/dA
     "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),
     # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19, divided by g^2; their factor
-    # exp(y) is left out
+    # exp(y) is left out. Their A are outputs of ReLUs
     "gradcam++": lambda g, A: tf.reduce_sum(
-        tf.math.divide_no_nan(tf.nn.relu(g), 2 + g * tf.reduce_sum(A, axis=(1, 2), keepdims=True)),
+        tf.math.divide_no_nan(
+            tf.nn.relu(g), 2 + g * tf.reduce_sum(tf.nn.relu(A), axis=(1, 2), keepdims=True)
+        ),
         axis=(1, 2),
         keepdims=True,
     ),
@@ -67,287 +80,142 @@ CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given g = dy/dA, (
 }
 
 
-class Derivatives(NamedTuple):
-    """What one forward pass and the way back give, as TensorFlow's tensors."""
+def grad_cam(
+    model: "keras.Model",
+    x: np.ndarray,
+    layers: Sequence[str],
+    classes: Sequence[int],
+    method: str = "gradcam",
+    top: int = 0,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Grad-CAM of several classes at several layers, from one forward pass (section 3).
 
-    maps: list  # feature maps A, (1, h, w, K) each
-    logits: object  # (n_classes,)
+    model: functional Keras network with logits for output (cnnvis.open_network makes one of any
+    other); it is not modified. x: float32 (1, H, W, channels), preprocessed as the network expects.
+    layers: names of layers with feature maps. classes: class indices. method: a key of CAM_WEIGHTS.
+    top: so many of the most probable classes come before `classes`.
+
+    Returns (maps, logits). maps[layer]: float32 (top + len(classes), h, w), signed, before the last
+    ReLU: positive values are evidence for the class, negative ones against it. logits: float32
+    (n_classes,). ValueError: unknown method, layer or class, or none; x of another shape; a softmax
+    at the end of the network."""
+    if method not in CAM_WEIGHTS or not len(layers):
+        known = ", ".join(CAM_WEIGHTS)
+        raise ValueError(
+            f"Expected a method of {known}, and layers. Received: {method!r}, {layers}"
+        )
+    graph.check_input(model, x)
+    graph.check_classes(model, classes, top)
+    flat = logits_view(model)
+    outputs = layer_outputs(flat, layers)
+    tensors = list(outputs.values())
+    split = graph.cached_for_model(model, tuple(outputs), lambda _: split_at(flat, tensors))
+    found = split(x, classes, top)
+    cams = {}
+    for layer, A, dy_dA in zip(outputs, found.activations, found.gradients, strict=True):
+        graph.check_gradient(dy_dA, layer)
+        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; index 0 is the photograph
+        cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2, without its ReLU
+    return cams, found.logits.numpy()
+
+
+def layer_outputs(flat: "keras.Model", layers: Sequence[str]) -> dict:
+    """{name: symbolic feature map} of layers, in the network's order. ValueError: no map."""
+    outputs = {}
+    for name in graph.in_order(flat, layers):
+        output = graph.get_operation(flat, name).output
+        if len(getattr(output, "shape", ())) != 4:
+            raise ValueError(f"{name} has no feature map, (h, w, K)")
+        outputs[name] = output
+    return outputs
+
+
+def split_at(flat: "keras.Model", outputs: list) -> "SplitModel":
+    """A flat network split at the first of some tensors, if all depends on that one alone."""
+    image, logits = flat.inputs[0], flat.outputs[0]
+    if graph.depends_only_on(flat, outputs[0], outputs):
+        upper = keras.Model(outputs[0], [*outputs[1:], logits])
+        return SplitModel(keras.Model(image, outputs[0]), upper, starts_at_map=True)
+    upper = keras.Model(image, [*outputs, logits])
+    return SplitModel(keras.Model(image, image), upper, starts_at_map=False)
+
+
+class Derivatives(NamedTuple):
+    """What a forward pass and the way back give, as TensorFlow tensors."""
+
+    activations: list  # feature maps A, (1, h, w, K) each
+    logits: "tf.Tensor"  # (n_classes,)
     gradients: list  # dy/dA of each map, (classes, 1, h, w, K); None where y does not depend on it
 
 
-class Halves:
-    """A network in two, up to its first map, below which no tape need record, and on. Eager at the
-    first call, which is quicker than tracing; traced from the second call on."""
+class SplitModel:
+    """A network in two parts: `lower` up to its first feature map, and `upper` from there on.
 
-    def __init__(self, below, above, cut_at_map):
-        self.below, self.above, self.cut_at_map = below, above, cut_at_map
-        self.one_by_one = utils.needs_single_gradients(above)
+    The tape records the upper part only. The first call runs eagerly, which is faster than tracing
+    it; later calls are traced."""
+
+    def __init__(self, lower: "keras.Model", upper: "keras.Model", starts_at_map: bool):
+        self.lower, self.upper = lower, upper
+        self.starts_at_map = starts_at_map  # whether the output of `lower` is one of the maps
+        self.one_by_one = graph.needs_single_gradients(upper)
         self.traced = tf.function(self.differentiate)
-        self.eager = not utils.breaks_eagerly(above)
+        self.runs_eagerly = not graph.breaks_eagerly(upper)
 
-    def __call__(self, x, classes, top=0):
-        """The Derivatives of scores y of the most probable classes, so many, and of others."""
-        differentiate = self.differentiate if self.eager else self.traced
-        self.eager = False
+    def __call__(self, x: np.ndarray, classes: Sequence[int], top: int = 0) -> Derivatives:
+        """The Derivatives of the scores y of the `top` most probable classes and of `classes`."""
+        differentiate = self.differentiate if self.runs_eagerly else self.traced
+        self.runs_eagerly = False
         return differentiate(tf.constant(x, tf.float32), tf.constant(classes, tf.int32), top)
 
-    def differentiate(self, x, classes, top):
-        first = self.below(x, training=False)
+    def differentiate(self, x: "tf.Tensor", classes: "tf.Tensor", top: int) -> Derivatives:
+        first = self.lower(x, training=False)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(first)
-            *maps, logits = keras.tree.flatten(self.above(first, training=False))
-            maps = [first, *maps] if self.cut_at_map else maps
+            *activations, logits = keras.tree.flatten(self.upper(first, training=False))
+            if self.starts_at_map:
+                activations = [first, *activations]
             strongest = tf.math.top_k(logits[0], top).indices
             y = tf.gather(logits[0], tf.concat([strongest, classes], axis=0))  # before softmax
             scores = tf.unstack(y)
         if len(scores) > 1 and not self.one_by_one and not tf.executing_eagerly():
-            return Derivatives(maps, logits[0], tape.jacobian(y, maps))
-        gradients = [tape.gradient(score, maps) for score in scores]
-        of_maps = [stacked(each) for each in zip(*gradients, strict=True)]
-        return Derivatives(maps, logits[0], of_maps)
+            return Derivatives(activations, logits[0], tape.jacobian(y, activations))
+        by_score = [tape.gradient(score, activations) for score in scores]
+        gradients = [stack_classes(by_class) for by_class in zip(*by_score, strict=True)]
+        return Derivatives(activations, logits[0], gradients)
 
 
-def stacked(gradients):
+def stack_classes(by_class: tuple) -> "tf.Tensor | None":
     """The gradients of several classes at one map as one tensor; None where there is none."""
-    return None if gradients[0] is None else tf.stack(gradients)
+    return None if by_class[0] is None else tf.stack(by_class)
 
 
-def split(flat, maps):
-    """The Halves of a network, cut at the first of its maps, where everything passes through it."""
-    image, logits = flat.inputs[0], flat.outputs[0]
-    if utils.all_passes(flat, maps[0], maps):
-        above = keras.Model(maps[0], [*maps[1:], logits])
-        return Halves(keras.Model(image, maps[0]), above, cut_at_map=True)
-    return Halves(keras.Model(image, image), keras.Model(image, [*maps, logits]), cut_at_map=False)
-
-
-def with_guided_relus(model):
-    """The same network, whose ReLUs pass a signal R back only where R > 0 and their value f > 0."""
-    # Forward: f; backward: R where R > 0. It stands behind each ReLU, which itself checks f > 0.
-    rectify_back = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))
-    gate = keras.layers.Activation(rectify_back, dtype="float32", name="guided..gate")
-
-    def follow(operation, output):
-        return gate(output) if utils.relu_ceiling(operation) else output
-
-    return utils.mirror(model, follow)
-
-
-def checked_mirror(model, x, classes, top=0):
-    """A mirror of the network, kept with it; ValueError for arguments that a method cannot take."""
-    utils.check_photograph(model, x)
-    utils.check_classes(model, classes, top)
-    flat = utils.kept(model, "mirror", utils.mirror)
-    utils.check_channels(flat)
-    utils.check_logits(flat)
-    return flat
-
-
-def maps_of(flat, layers):
-    """{name: symbolic feature map} of layers, as the network calls them. ValueError: no map."""
-    maps = {}
-    for name in utils.in_order(flat, layers):
-        output = utils.get_operation(flat, name).output
-        if len(getattr(output, "shape", ())) != 4:
-            raise ValueError(f"{name} gives no map")
-        maps[name] = output
-    return maps
-
-
-def grad_cam(model, x, layers, classes, method="gradcam", top=0):
-    """Grad-CAM of several classes at several layers, all from one forward pass (section 3).
-
-    model: functional Keras network with logits for output (utils.open_network makes one of any
-    other); it is left as it was. x: float32 (1, H, W, channels), as the network wants it. layers:
-    names. classes: indices. method: a key of CAM_WEIGHTS. top: so many of the most probable classes
-    come before the others. Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w),
-    signed, before the last ReLU: positive values are evidence for the class, negative ones against
-    it; logits float32 (n_classes,). ValueError: unknown method, layer or class, or none."""
-    if method not in CAM_WEIGHTS or not len(layers):
-        raise ValueError(f"{method!r}, {layers}: one of {', '.join(CAM_WEIGHTS)}, and some layers")
-    flat = checked_mirror(model, x, classes, top)
-    outputs = maps_of(flat, layers)
-    halves = utils.kept(model, tuple(outputs), lambda _: split(flat, list(outputs.values())))
-    found = halves(x, classes, top)
-    cams = {}
-    for layer, A, dy_dA in zip(outputs, found.maps, found.gradients, strict=True):
-        utils.check_reached(dy_dA, layer)
-        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; the 0 is the photograph
-        cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; ReLU when drawn
-    return cams, found.logits.numpy()
-
-
-def guided_backprop(model, x, classes):
+def guided_backprop(model: "keras.Model", x: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, 3.4).
 
-    Returns float32 (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
-    checked_mirror(model, x, classes)
+    Arguments and errors as of `grad_cam`. Returns float32 (len(classes), H, W, channels)."""
+    graph.check_input(model, x)
+    graph.check_classes(model, classes)
+    logits_view(model)  # raises ValueError unless the output is logits
 
     def make(model):
         guided = with_guided_relus(model)
-        return split(guided, [guided.inputs[0]])
+        return split_at(guided, [guided.inputs[0]])
 
-    found = utils.kept(model, "guided", make)(x, classes)
-    utils.check_reached(found.gradients[0], "the photograph")
+    found = graph.cached_for_model(model, "guided", make)(x, classes)
+    graph.check_gradient(found.gradients[0], "the photograph")
     return found.gradients[0][:, 0].numpy()
 
 
-class GradCam(utils.Explanation):
-    """One photograph before one network: its class maps, which several figures draw."""
+def with_guided_relus(model: "keras.Model") -> "keras.Model":
+    """A flat view whose ReLUs pass a signal R back only where R > 0 and their value f > 0."""
+    # Forward: f; backward: R where R > 0. It follows each ReLU, which itself checks f > 0
+    rectify_back = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))
+    gate = keras.layers.Activation(rectify_back, dtype="float32", name="guided..gate")
 
-    def class_maps(self, layers, selection):
-        """{layer: {class: map}} of a Selection of classes."""
-        model, method = self.network.model, self.options.method
-        indices, top = selection.indices, selection.top
-        cams, logits = grad_cam(model, self.x, layers, indices, method, top)
-        self.keep(logits)
-        order = [*utils.Selection(top=top).among(logits), *indices]
-        return {layer: dict(zip(order, maps, strict=True)) for layer, maps in cams.items()}
+    def insert_gate(operation, output):
+        return gate(output) if graph.relu_ceiling(operation) else output
 
-    @functools.cached_property
-    def maps(self):
-        """{class: map} of the layer that figures of one layer draw."""
-        layer = self.network.layer
-        return self.class_maps([layer], self.wanted())[layer]
-
-    @functools.cached_property
-    def cams(self):
-        """Those of the classes asked for, in that order."""
-        maps = self.maps  # which also ranks the classes
-        return {index: maps[index] for index in self.classes}
-
-    def cam_arrays(self):
-        """The maps of that layer as arrays to be saved."""
-        return {f"{self.network.layer}/{index}": cam for index, cam in self.cams.items()}
-
-    def overlaid(self, photo, index, **how):
-        """The Tile of a class over the photograph."""
-        title = self.class_title(index)
-        return self.heat(photo, self.cams[index], self.network.layer, title, **how)
-
-
-def draw_layers(view):
-    """One class at every layer."""
-    maps = view.class_maps(view.network.layers, view.network.selection.first())
-    index = view.classes[0]
-    cams = {layer: classes[index] for layer, classes in maps.items()}
-    photo = view.grid_tile(len(cams) + 1)
-    tiles = [Tile(photo, "photograph")]
-    tiles += [view.heat(photo, cam, layer, layer) for layer, cam in cams.items()]
-    arrays = {f"{layer}/{index}": cam for layer, cam in cams.items()}
-    view.save("layers", utils.in_grid(tiles), view.class_title(index, " · "), arrays)
-
-
-def draw_classes(view):
-    """One layer, a tile a class."""
-    photo = view.grid_tile(len(view.cams) + 1)
-    tiles = [Tile(photo, "photograph")]
-    tiles += [view.overlaid(photo, index) for index in view.cams]
-    view.save("classes", utils.in_grid(tiles), view.network.layer, view.cam_arrays())
-
-
-def draw_negative(view):
-    """Positive evidence and, below, negative: the last ReLU keeps the negative pixels instead."""
-    photo, layer = view.tile(5), view.network.layer
-    lacking = {"lack": "no negative evidence", "word": "against: max", "colormap": "viridis"}
-    rows = []
-    for classes in utils.in_rows(list(view.cams), 4):
-        positive = [view.overlaid(photo, index, word="for: max") for index in classes]
-        negative = [view.heat(photo, -view.cams[index], layer, "", **lacking) for index in classes]
-        rows.append([Tile(photo, "for"), *positive])
-        rows.append([Tile(photo, "against"), *negative])
-    bars = [Bar(lacking["colormap"], "most against"), Bar(view.options.colormap, "most for")]
-    view.save("negative", rows, layer, view.cam_arrays(), bars)
-
-
-def draw_one_class(view):
-    """One class, large: photograph, heat map, overlay."""
-    layer, photo, cams = view.network.layer, view.tile(3), view.cams
-    index = view.classes[0]  # known by now
-    cam = cams[index]
-    heat = utils.heat_map(cam, *photo.shape[:2], at=view.at(layer, cam.shape))
-    colours = utils.colorize(heat, view.options.colormap)
-    row = [Tile(photo, "photograph"), Tile(colours, "heat map"), view.overlaid(photo, index)]
-    view.save("one_class", [row], layer, {f"{layer}/{index}": cam})
-
-
-def draw_kernels(view):
-    """Feature maps of one layer over the photograph."""
-    layer = view.network.layer
-    maps = view.network.maps(layer, view.x)
-    kernels = view.options.kernels.among(maps.max(axis=(0, 1)))
-    photo = view.grid_tile(len(kernels) + 1)
-    tiles = [Tile(photo, "photograph")]
-    for kernel in kernels:
-        title = f"kernel {kernel}"
-        tiles += [view.heat(photo, maps[..., kernel], layer, title, lack="silent")]
-    arrays = {f"{layer}/kernels": maps[..., kernels], f"{layer}/kernel_numbers": kernels}
-    view.save("kernels", utils.in_grid(tiles), f"{layer} · feature maps", arrays)
-
-
-def draw_guided(view):
-    """Guided backpropagation and its product with the heat map, Guided Grad-CAM, a row a class."""
-    photo, layer = view.tile(3, len(view.cams)), view.network.layer
-    rows, arrays = [], view.cam_arrays()
-    values = guided_backprop(view.network.model, view.x, list(view.cams))
-    for (index, cam), saliency in zip(view.cams.items(), values, strict=True):
-        heat = utils.heat_map(cam, *saliency.shape[:2], at=view.at_input(layer, cam.shape))
-        names = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
-        product = saliency * heat[..., None]
-        pictures = [view.grey_over(values, photo) for values in (saliency, product)]
-        rows.append([view.overlaid(photo, index), *map(Tile, pictures, names)])
-        arrays[f"guided/{index}"] = saliency
-    view.save("guided", rows, f"{layer} · in grey pictures zero is grey", arrays)
-
-
-def draw_overlay(view):
-    """A file a class: the overlay at the photograph's own size, without a word on it."""
-    layer, result = view.network.layer, view.result("overlay")
-    for index, cam in view.cams.items():
-        if not cam.max() > 0:
-            name = view.network.classes.title(index)
-            utils.warn(f"{view.photo.path}: no positive evidence for {name}: its overlay is cold")
-        at = view.at(layer, cam.shape)
-        picture = utils.overlay(view.photo.pixels, cam, at, view.options.colormap)
-        arrays = view.arrays({f"{layer}/{index}": cam})
-        result.write(picture, arrays, f"_{index}", count=len(view.cams))
-
-
-def draw_trust(view):
-    """Can the map be believed: deletion, insertion and occlusion, and untrained weights."""
-    layer, photo = view.network.layer, view.tile(6)
-    tests = utils.put_to_test(view, view.cams)
-    rows, arrays = [], view.cam_arrays()
-    for index, other in untrained_maps(view).items():
-        likeness = utils.rank_correlation(view.cams[index], other)
-        title = f"weights re-initialised\nrank correlation {likeness:.2f}"
-        tested = tests[index].tiles(view, view.overlaid(photo, index))
-        rows.append([*tested, view.heat(photo, other, layer, title)])
-        arrays[f"{layer}/{index}/control"] = other
-        arrays |= tests[index].arrays(f"{layer}/{index}")
-    note = f"{layer} · red: warmest first; grey: random orders, ± two standard deviations"
-    view.save("trust", rows, note, arrays)
-
-
-def untrained_maps(view):
-    """{class: map} of the same network untrained (Adebayo et al. 2018, arXiv 1810.03292)."""
-    make = functools.partial(reinitialised, view.options)
-    control = utils.kept(view.network.model, "control", make)
-    layer, classes = view.network.layer, list(view.cams)
-    maps = grad_cam(control, view.x, [layer], classes, view.options.method)[0][layer]
-    return dict(zip(classes, maps, strict=True))
-
-
-def reinitialised(options, model):
-    """The same network with weights drawn anew; statistics of data (Normalization) stay."""
-
-    def clone(layer):
-        if isinstance(layer, keras.layers.Normalization):
-            return layer
-        return type(layer).from_config(layer.get_config())
-
-    keras.utils.set_random_seed((options.seed + 181003292) % 2**32)  # not one that built it
-    return keras.models.clone_model(model, clone_function=clone)
+    return graph.flat_view(model, insert_gate)
 
 
 ARCHIVE = (
@@ -377,7 +245,7 @@ class Branch(NamedTuple):
     extent: int
 
 
-def branches(module):
+def branches(module: str) -> list[Branch]:
     """The six convolutions of a module, in the order of MODULES' widths."""
     names = [
         "Branch_0/Conv2d_0a_1x1",
@@ -395,15 +263,15 @@ def branches(module):
     return found
 
 
-def convolution(x, name, width, extent, strides=1):
-    """Convolution without bias, batch normalisation without scale, ReLU, which bears the name."""
+def convolution(x: "keras.KerasTensor", name: str, width: int, extent: int, strides: int = 1):
+    """Convolution without bias, batch normalisation without scale, ReLU, which has the name."""
     name = name.replace("/", "_")
     x = keras.layers.Conv2D(width, extent, strides, "same", use_bias=False, name=f"{name}_conv")(x)
     x = keras.layers.BatchNormalization(scale=False, epsilon=1e-3, name=f"{name}_bn")(x)
     return keras.layers.Activation("relu", name=name)(x)
 
 
-def inception(x, module):
+def inception(x: "keras.KerasTensor", module: str):
     """An inception module: four branches, concatenated."""
     pool = keras.layers.MaxPooling2D(3, 1, "same", name=f"{module}_Branch_3_MaxPool_0a_3x3")
     ends = [x, x, x, pool(x)]
@@ -413,7 +281,7 @@ def inception(x, module):
     return keras.layers.Concatenate(name=module)(ends)
 
 
-def googlenet():
+def googlenet() -> "keras.Model":
     """The network, from a (1, 224, 224, 3) input in [-1, 1] to 1000 logits."""
     layers = keras.layers
     image = keras.Input((224, 224, 3))
@@ -431,7 +299,7 @@ def googlenet():
     return keras.Model(image, layers.Dense(1000, name="Logits")(x), name="googlenet")
 
 
-def variables(model):
+def variables(model: "keras.Model") -> dict:
     """The network's variables by their TF-Slim names."""
     found = {}
     for conv in [layer for layer in model.layers if layer.name.endswith("_conv")]:
@@ -448,7 +316,7 @@ def variables(model):
     return found
 
 
-def load(model, path):
+def load(model: "keras.Model", path: Path) -> "keras.Model":
     """Load weights: a checkpoint of TF-Slim, the archive it comes in, an .npz, or Keras's.
 
     Nothing is unpickled."""
@@ -466,8 +334,8 @@ def load(model, path):
     return model
 
 
-def assign(model, read):
-    """Give the variables what read(TF-Slim name) gives."""
+def assign(model: "keras.Model", read: Callable) -> None:
+    """Assign to each variable what read(its TF-Slim name) returns."""
     for name, variable in variables(model).items():
         array = np.asarray(read(name), np.float32)
         if "Logits" in name:  # without «background», the first of 1001: class c is index c + 1
@@ -476,9 +344,9 @@ def assign(model, read):
         variable.assign(array)  # which refuses another shape
 
 
-def build(weights=None):
+def build(weights: str | None = None) -> "keras.Model":
     """GoogLeNet with logits. weights: None, imagenet, bundled, or a file (see `load`)."""
-    with utils.plain_keras():
+    with default_keras_settings():
         model = googlenet()
     if weights is None:
         return model
@@ -487,44 +355,27 @@ def build(weights=None):
     return load(model, BUNDLED if weights == "bundled" else Path(weights))
 
 
-BUNDLED = utils.HERE / "Image" / "googlenet_81_classes.npz"
-RECIPE = utils.Recipe(
+BUNDLED = IMAGE_FOLDER / "googlenet_81_classes.npz"
+SPEC = ModelSpec(
     label="GoogLeNet",
     build=build,
-    files=(Path(ARCHIVE).name, CHECKPOINT),
-    shown=("Conv2d_[12]?_?x?", "Mixed_??"),
+    weight_files=(Path(ARCHIVE).name, CHECKPOINT),
+    default_layers=("Conv2d_[12]?_?x?", "Mixed_??"),
     preprocess="tf",
     load=load,
-    known=utils.HERE / "Image" / "googlenet_classes.txt",
+    known_classes=IMAGE_FOLDER / "googlenet_classes.txt",
 )
-FIGURES_DRAWN = {
-    "layers": draw_layers,
-    "classes": draw_classes,
-    "negative": draw_negative,
-    "one_class": draw_one_class,
-    "kernels": draw_kernels,
-    "guided": draw_guided,
-    "overlay": draw_overlay,
-    "trust": draw_trust,
-    **utils.SURVEYED,  # boxes, failures, table
-}
 
 
-def main():
-    options = utils.read_options(globals())
-    album = utils.open_album(options, IMAGES)
-    network = utils.open_weights(options, RECIPE, album.folders)
+def main() -> int:
+    options = read_options(globals(), GRADCAM_FIGURES)
+    photos = find_photos(options, IMAGES)
+    network = open_network_for(options, SPEC, photos)
     if options.list_layers:
-        return utils.print_layers(options, network)
-    survey = utils.Survey(options, network, album)
-    targets = [(figure, network) for figure in survey.figures]
-    for photo, left in utils.photographs(options, album, targets):
-        view = GradCam(options, network, photo, survey)
-        for figure, _ in left:
-            FIGURES_DRAWN[figure](view)
-    survey.finish()
-    return album.exit_code()
+        return print_layers(options, network)
+    explain = functools.partial(GradCamExplanation, methods=Methods(grad_cam, guided_backprop))
+    return draw_figures(options, photos, [network], explain)
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(run(main))

@@ -1,40 +1,53 @@
 """Grad-CAM on VGG16 and VGG19: the evidence in a photograph for a class, and against it.
 
     python gradcam_vgg.py Image/cat_coffee.jpg --weights bundled
-    python gradcam_vgg.py photo.jpg --models vgg16 --classes "Egyptian cat,n02124075,top3"
+    python gradcam_vgg.py photo.jpg --classes "Egyptian cat,n02124075,top3"
     python gradcam_vgg.py photos/ --weights mine.keras --labels names.txt
 
-The method, of Selvaraju et al. 2016, arXiv 1610.02391, stands first, up to `guided_backprop`.
-Figures follow. `bundled`: VGG16's convolutions as published (Simonyan and Zisserman 2014, arXiv
-1409.1556) below a classifier of the 200 classes that Image/vgg16_classes.txt lists."""
+The method of Selvaraju et al. 2016, arXiv 1610.02391, follows the constants. `bundled` weights:
+VGG16's convolutions as published (Simonyan and Zisserman 2014, arXiv 1409.1556), with a classifier
+of the 200 classes in Image/vgg16_classes.txt."""
 
 import functools
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import utils
-from utils import Bar, Tile, keras, tf
+import numpy as np
+
+from cnnvis import graph
+from cnnvis.cli import read_options
+from cnnvis.drawing import draw_figures
+from cnnvis.explanation import GradCamExplanation, Methods
+from cnnvis.gradcam_figures import GRADCAM_FIGURES
+from cnnvis.logits import logits_view
+from cnnvis.networks import ModelSpec, open_network_for, print_layers
+from cnnvis.photos import find_photos
+from cnnvis.runtime import default_keras_settings, keras, run, tf
+from cnnvis.vgg import KNOWN_CLASSES, bundled_vgg16, vgg_models
 
 # fmt: off
 IMAGES = ["Image/cat_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
-MODELS = ["vgg16", "vgg19"]  # one of them, or both
+MODELS = ["vgg16"]    # vgg16, vgg19, or both
 FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or all; see below
 LAYERS = ["all"]      # names, shell wildcards, or all: every convolution; some figures draw one
 CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable
 KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response
-METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: how gradients weigh the maps
+METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: see CAM_WEIGHTS
 WEIGHTS = "imagenet"  # imagenet, bundled, random, a weights file or folder, a saved network
-LABELS = ""           # of a saved network: a file with a class a line, or a folder with sub-folders
+LABELS = ""           # of a saved network: a file with a class a line, or a folder of sub-folders
 IMPORT = ""           # of a saved network: a file or module that registers its custom layers
+NAME = ""             # of a saved network: what it is called in file names; default: the file's
+SIZE = ""             # of a saved network of open input size: height,width, such as 224,224
 PREPROCESS = "auto"   # auto; caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
 FIT = "squeeze"       # squeeze, crop or pad: how a photograph becomes the network's rectangle
 RESIZE = "area"       # area; bilinear and nearest as Keras's loaders do
-PLACE = "field"       # field: maps lie where the network looked; stretch: over the whole photograph
-THRESHOLD = 15        # of boxes and table: percent of a map's maximum, over which it is hot
+AS_STORED = False     # True: photographs are not turned upright by their EXIF orientation
+PLACE = "field"       # field: maps are placed where the network looks; stretch: over everything
+THRESHOLD = 15        # of boxes and table: percent of a map's maximum above which it is hot
 BOXES = ""            # of boxes: a CSV file of true ones, photo,class,x0,y0,x1,y1
-PAGES = 5             # of failures: at most so many pages
-SCALE = 1             # pages so many times as large, for print
+PAGES = 5             # of failures: number of pages at most
+SCALE = 1             # factor by which pages are enlarged, for print
 SEED = 0              # of random weights
 OUTPUT = "results"    # folder of the results
 FORMAT = "jpg"        # jpg, png or pdf
@@ -47,9 +60,11 @@ CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given g = dy/dA, (
     # Equation 1: alpha = 1/Z sum of dy/dA
     "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),
     # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19, divided by g^2; their factor
-    # exp(y) is left out
+    # exp(y) is left out. Their A are outputs of ReLUs
     "gradcam++": lambda g, A: tf.reduce_sum(
-        tf.math.divide_no_nan(tf.nn.relu(g), 2 + g * tf.reduce_sum(A, axis=(1, 2), keepdims=True)),
+        tf.math.divide_no_nan(
+            tf.nn.relu(g), 2 + g * tf.reduce_sum(tf.nn.relu(A), axis=(1, 2), keepdims=True)
+        ),
         axis=(1, 2),
         keepdims=True,
     ),
@@ -60,370 +75,175 @@ CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given g = dy/dA, (
 }
 
 
-class Derivatives(NamedTuple):
-    """What one forward pass and the way back give, as TensorFlow's tensors."""
+def grad_cam(
+    model: "keras.Model",
+    x: np.ndarray,
+    layers: Sequence[str],
+    classes: Sequence[int],
+    method: str = "gradcam",
+    top: int = 0,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Grad-CAM of several classes at several layers, from one forward pass (section 3).
 
-    maps: list  # feature maps A, (1, h, w, K) each
-    logits: object  # (n_classes,)
+    model: functional Keras network with logits for output (cnnvis.open_network makes one of any
+    other); it is not modified. x: float32 (1, H, W, channels), preprocessed as the network expects.
+    layers: names of layers with feature maps. classes: class indices. method: a key of CAM_WEIGHTS.
+    top: so many of the most probable classes come before `classes`.
+
+    Returns (maps, logits). maps[layer]: float32 (top + len(classes), h, w), signed, before the last
+    ReLU: positive values are evidence for the class, negative ones against it. logits: float32
+    (n_classes,). ValueError: unknown method, layer or class, or none; x of another shape; a softmax
+    at the end of the network."""
+    if method not in CAM_WEIGHTS or not len(layers):
+        known = ", ".join(CAM_WEIGHTS)
+        raise ValueError(
+            f"Expected a method of {known}, and layers. Received: {method!r}, {layers}"
+        )
+    graph.check_input(model, x)
+    graph.check_classes(model, classes, top)
+    flat = logits_view(model)
+    outputs = layer_outputs(flat, layers)
+    tensors = list(outputs.values())
+    split = graph.cached_for_model(model, tuple(outputs), lambda _: split_at(flat, tensors))
+    found = split(x, classes, top)
+    cams = {}
+    for layer, A, dy_dA in zip(outputs, found.activations, found.gradients, strict=True):
+        graph.check_gradient(dy_dA, layer)
+        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; index 0 is the photograph
+        cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2, without its ReLU
+    return cams, found.logits.numpy()
+
+
+def layer_outputs(flat: "keras.Model", layers: Sequence[str]) -> dict:
+    """{name: symbolic feature map} of layers, in the network's order. ValueError: no map."""
+    outputs = {}
+    for name in graph.in_order(flat, layers):
+        output = graph.get_operation(flat, name).output
+        if len(getattr(output, "shape", ())) != 4:
+            raise ValueError(f"{name} has no feature map, (h, w, K)")
+        outputs[name] = output
+    return outputs
+
+
+def split_at(flat: "keras.Model", outputs: list) -> "SplitModel":
+    """A flat network split at the first of some tensors, if all depends on that one alone."""
+    image, logits = flat.inputs[0], flat.outputs[0]
+    if graph.depends_only_on(flat, outputs[0], outputs):
+        upper = keras.Model(outputs[0], [*outputs[1:], logits])
+        return SplitModel(keras.Model(image, outputs[0]), upper, starts_at_map=True)
+    upper = keras.Model(image, [*outputs, logits])
+    return SplitModel(keras.Model(image, image), upper, starts_at_map=False)
+
+
+class Derivatives(NamedTuple):
+    """What a forward pass and the way back give, as TensorFlow tensors."""
+
+    activations: list  # feature maps A, (1, h, w, K) each
+    logits: "tf.Tensor"  # (n_classes,)
     gradients: list  # dy/dA of each map, (classes, 1, h, w, K); None where y does not depend on it
 
 
-class Halves:
-    """A network in two, up to its first map, below which no tape need record, and on. Eager at the
-    first call, which is quicker than tracing; traced from the second call on."""
+class SplitModel:
+    """A network in two parts: `lower` up to its first feature map, and `upper` from there on.
 
-    def __init__(self, below, above, cut_at_map):
-        self.below, self.above, self.cut_at_map = below, above, cut_at_map
-        self.one_by_one = utils.needs_single_gradients(above)
+    The tape records the upper part only. The first call runs eagerly, which is faster than tracing
+    it; later calls are traced."""
+
+    def __init__(self, lower: "keras.Model", upper: "keras.Model", starts_at_map: bool):
+        self.lower, self.upper = lower, upper
+        self.starts_at_map = starts_at_map  # whether the output of `lower` is one of the maps
+        self.one_by_one = graph.needs_single_gradients(upper)
         self.traced = tf.function(self.differentiate)
-        self.eager = not utils.breaks_eagerly(above)
+        self.runs_eagerly = not graph.breaks_eagerly(upper)
 
-    def __call__(self, x, classes, top=0):
-        """The Derivatives of scores y of the most probable classes, so many, and of others."""
-        differentiate = self.differentiate if self.eager else self.traced
-        self.eager = False
+    def __call__(self, x: np.ndarray, classes: Sequence[int], top: int = 0) -> Derivatives:
+        """The Derivatives of the scores y of the `top` most probable classes and of `classes`."""
+        differentiate = self.differentiate if self.runs_eagerly else self.traced
+        self.runs_eagerly = False
         return differentiate(tf.constant(x, tf.float32), tf.constant(classes, tf.int32), top)
 
-    def differentiate(self, x, classes, top):
-        first = self.below(x, training=False)
+    def differentiate(self, x: "tf.Tensor", classes: "tf.Tensor", top: int) -> Derivatives:
+        first = self.lower(x, training=False)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(first)
-            *maps, logits = keras.tree.flatten(self.above(first, training=False))
-            maps = [first, *maps] if self.cut_at_map else maps
+            *activations, logits = keras.tree.flatten(self.upper(first, training=False))
+            if self.starts_at_map:
+                activations = [first, *activations]
             strongest = tf.math.top_k(logits[0], top).indices
             y = tf.gather(logits[0], tf.concat([strongest, classes], axis=0))  # before softmax
             scores = tf.unstack(y)
         if len(scores) > 1 and not self.one_by_one and not tf.executing_eagerly():
-            return Derivatives(maps, logits[0], tape.jacobian(y, maps))
-        gradients = [tape.gradient(score, maps) for score in scores]
-        of_maps = [stacked(each) for each in zip(*gradients, strict=True)]
-        return Derivatives(maps, logits[0], of_maps)
+            return Derivatives(activations, logits[0], tape.jacobian(y, activations))
+        by_score = [tape.gradient(score, activations) for score in scores]
+        gradients = [stack_classes(by_class) for by_class in zip(*by_score, strict=True)]
+        return Derivatives(activations, logits[0], gradients)
 
 
-def stacked(gradients):
+def stack_classes(by_class: tuple) -> "tf.Tensor | None":
     """The gradients of several classes at one map as one tensor; None where there is none."""
-    return None if gradients[0] is None else tf.stack(gradients)
+    return None if by_class[0] is None else tf.stack(by_class)
 
 
-def split(flat, maps):
-    """The Halves of a network, cut at the first of its maps, where everything passes through it."""
-    image, logits = flat.inputs[0], flat.outputs[0]
-    if utils.all_passes(flat, maps[0], maps):
-        above = keras.Model(maps[0], [*maps[1:], logits])
-        return Halves(keras.Model(image, maps[0]), above, cut_at_map=True)
-    return Halves(keras.Model(image, image), keras.Model(image, [*maps, logits]), cut_at_map=False)
-
-
-def with_guided_relus(model):
-    """The same network, whose ReLUs pass a signal R back only where R > 0 and their value f > 0."""
-    # Forward: f; backward: R where R > 0. It stands behind each ReLU, which itself checks f > 0.
-    rectify_back = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))
-    gate = keras.layers.Activation(rectify_back, dtype="float32", name="guided..gate")
-
-    def follow(operation, output):
-        return gate(output) if utils.relu_ceiling(operation) else output
-
-    return utils.mirror(model, follow)
-
-
-def checked_mirror(model, x, classes, top=0):
-    """A mirror of the network, kept with it; ValueError for arguments that a method cannot take."""
-    utils.check_photograph(model, x)
-    utils.check_classes(model, classes, top)
-    flat = utils.kept(model, "mirror", utils.mirror)
-    utils.check_channels(flat)
-    utils.check_logits(flat)
-    return flat
-
-
-def maps_of(flat, layers):
-    """{name: symbolic feature map} of layers, as the network calls them. ValueError: no map."""
-    maps = {}
-    for name in utils.in_order(flat, layers):
-        output = utils.get_operation(flat, name).output
-        if len(getattr(output, "shape", ())) != 4:
-            raise ValueError(f"{name} gives no map")
-        maps[name] = output
-    return maps
-
-
-def grad_cam(model, x, layers, classes, method="gradcam", top=0):
-    """Grad-CAM of several classes at several layers, all from one forward pass (section 3).
-
-    model: functional Keras network with logits for output (utils.open_network makes one of any
-    other); it is left as it was. x: float32 (1, H, W, channels), as the network wants it. layers:
-    names. classes: indices. method: a key of CAM_WEIGHTS. top: so many of the most probable classes
-    come before the others. Returns (maps, logits): maps[layer] float32 (top + len(classes), h, w),
-    signed, before the last ReLU: positive values are evidence for the class, negative ones against
-    it; logits float32 (n_classes,). ValueError: unknown method, layer or class, or none."""
-    if method not in CAM_WEIGHTS or not len(layers):
-        raise ValueError(f"{method!r}, {layers}: one of {', '.join(CAM_WEIGHTS)}, and some layers")
-    flat = checked_mirror(model, x, classes, top)
-    outputs = maps_of(flat, layers)
-    halves = utils.kept(model, tuple(outputs), lambda _: split(flat, list(outputs.values())))
-    found = halves(x, classes, top)
-    cams = {}
-    for layer, A, dy_dA in zip(outputs, found.maps, found.gradients, strict=True):
-        utils.check_reached(dy_dA, layer)
-        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; the 0 is the photograph
-        cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2; ReLU when drawn
-    return cams, found.logits.numpy()
-
-
-def guided_backprop(model, x, classes):
+def guided_backprop(model: "keras.Model", x: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """Guided backpropagation of class scores (Springenberg et al. 2014, arXiv 1412.6806, 3.4).
 
-    Returns float32 (len(classes), H, W, channels). Arguments and errors as of `grad_cam`."""
-    checked_mirror(model, x, classes)
+    Arguments and errors as of `grad_cam`. Returns float32 (len(classes), H, W, channels)."""
+    graph.check_input(model, x)
+    graph.check_classes(model, classes)
+    logits_view(model)  # raises ValueError unless the output is logits
 
     def make(model):
         guided = with_guided_relus(model)
-        return split(guided, [guided.inputs[0]])
+        return split_at(guided, [guided.inputs[0]])
 
-    found = utils.kept(model, "guided", make)(x, classes)
-    utils.check_reached(found.gradients[0], "the photograph")
+    found = graph.cached_for_model(model, "guided", make)(x, classes)
+    graph.check_gradient(found.gradients[0], "the photograph")
     return found.gradients[0][:, 0].numpy()
 
 
-class GradCam(utils.Explanation):
-    """One photograph before one network: its class maps, which several figures draw."""
+def with_guided_relus(model: "keras.Model") -> "keras.Model":
+    """A flat view whose ReLUs pass a signal R back only where R > 0 and their value f > 0."""
+    # Forward: f; backward: R where R > 0. It follows each ReLU, which itself checks f > 0
+    rectify_back = tf.custom_gradient(lambda f: (tf.identity(f), tf.nn.relu))
+    gate = keras.layers.Activation(rectify_back, dtype="float32", name="guided..gate")
 
-    def class_maps(self, layers, selection):
-        """{layer: {class: map}} of a Selection of classes."""
-        model, method = self.network.model, self.options.method
-        indices, top = selection.indices, selection.top
-        cams, logits = grad_cam(model, self.x, layers, indices, method, top)
-        self.keep(logits)
-        order = [*utils.Selection(top=top).among(logits), *indices]
-        return {layer: dict(zip(order, maps, strict=True)) for layer, maps in cams.items()}
+    def insert_gate(operation, output):
+        return gate(output) if graph.relu_ceiling(operation) else output
 
-    @functools.cached_property
-    def maps(self):
-        """{class: map} of the layer that figures of one layer draw."""
-        layer = self.network.layer
-        return self.class_maps([layer], self.wanted())[layer]
-
-    @functools.cached_property
-    def cams(self):
-        """Those of the classes asked for, in that order."""
-        maps = self.maps  # which also ranks the classes
-        return {index: maps[index] for index in self.classes}
-
-    def cam_arrays(self):
-        """The maps of that layer as arrays to be saved."""
-        return {f"{self.network.layer}/{index}": cam for index, cam in self.cams.items()}
-
-    def overlaid(self, photo, index, **how):
-        """The Tile of a class over the photograph."""
-        title = self.class_title(index)
-        return self.heat(photo, self.cams[index], self.network.layer, title, **how)
+    return graph.flat_view(model, insert_gate)
 
 
-def draw_layers(view):
-    """One class at every layer."""
-    maps = view.class_maps(view.network.layers, view.network.selection.first())
-    index = view.classes[0]
-    cams = {layer: classes[index] for layer, classes in maps.items()}
-    photo = view.grid_tile(len(cams) + 1)
-    tiles = [Tile(photo, "photograph")]
-    tiles += [view.heat(photo, cam, layer, layer) for layer, cam in cams.items()]
-    arrays = {f"{layer}/{index}": cam for layer, cam in cams.items()}
-    view.save("layers", utils.in_grid(tiles), view.class_title(index, " · "), arrays)
-
-
-def draw_layers_by_block(views, network):
-    """One class at every layer of one or both VGGs, a row a block. network: of the page."""
-    asked = views[0].network.selection.first()
-    photo = views[0].tile(4 if len(views) == 1 else 7)
-    rows, arrays, notes = {}, {}, [views[0].photo.path.name]
-    for view in views:
-        maps = view.class_maps(view.network.layers, asked)
-        index = asked.among(view.logits)[0]
-        asked = utils.Selection((index,))  # of the second network the same class
-        cams = {f"{layer}/{index}": classes[index] for layer, classes in maps.items()}
-        arrays |= view.arrays(cams)
-        notes.append(f"{view.network.label}: {view.class_title(index, ', ')}")
-        for layer, classes in maps.items():
-            title = layer if len(views) == 1 else f"{view.network.label} {layer}"
-            row = rows.setdefault(layer.partition("_")[0], [])
-            row.append(view.heat(photo, classes[index], layer, title))
-    next(iter(rows.values())).append(Tile(photo, "photograph"))
-    result = replace(views[0].result("layers"), network=network)
-    result.draw(list(rows.values()), " · ".join(notes), arrays)
-
-
-def draw_classes(view):
-    """One layer, a tile a class."""
-    photo = view.grid_tile(len(view.cams) + 1)
-    tiles = [Tile(photo, "photograph")]
-    tiles += [view.overlaid(photo, index) for index in view.cams]
-    view.save("classes", utils.in_grid(tiles), view.network.layer, view.cam_arrays())
-
-
-def draw_negative(view):
-    """Positive evidence and, below, negative: the last ReLU keeps the negative pixels instead."""
-    photo, layer = view.tile(5), view.network.layer
-    lacking = {"lack": "no negative evidence", "word": "against: max", "colormap": "viridis"}
-    rows = []
-    for classes in utils.in_rows(list(view.cams), 4):
-        positive = [view.overlaid(photo, index, word="for: max") for index in classes]
-        negative = [view.heat(photo, -view.cams[index], layer, "", **lacking) for index in classes]
-        rows.append([Tile(photo, "for"), *positive])
-        rows.append([Tile(photo, "against"), *negative])
-    bars = [Bar(lacking["colormap"], "most against"), Bar(view.options.colormap, "most for")]
-    view.save("negative", rows, layer, view.cam_arrays(), bars)
-
-
-def draw_one_class(view):
-    """One class, large: photograph, heat map, overlay."""
-    layer, photo, cams = view.network.layer, view.tile(3), view.cams
-    index = view.classes[0]  # known by now
-    cam = cams[index]
-    heat = utils.heat_map(cam, *photo.shape[:2], at=view.at(layer, cam.shape))
-    colours = utils.colorize(heat, view.options.colormap)
-    row = [Tile(photo, "photograph"), Tile(colours, "heat map"), view.overlaid(photo, index)]
-    view.save("one_class", [row], layer, {f"{layer}/{index}": cam})
-
-
-def draw_kernels(view):
-    """Feature maps of one layer over the photograph."""
-    layer = view.network.layer
-    maps = view.network.maps(layer, view.x)
-    kernels = view.options.kernels.among(maps.max(axis=(0, 1)))
-    photo = view.grid_tile(len(kernels) + 1)
-    tiles = [Tile(photo, "photograph")]
-    for kernel in kernels:
-        title = f"kernel {kernel}"
-        tiles += [view.heat(photo, maps[..., kernel], layer, title, lack="silent")]
-    arrays = {f"{layer}/kernels": maps[..., kernels], f"{layer}/kernel_numbers": kernels}
-    view.save("kernels", utils.in_grid(tiles), f"{layer} · feature maps", arrays)
-
-
-def draw_guided(view):
-    """Guided backpropagation and its product with the heat map, Guided Grad-CAM, a row a class."""
-    photo, layer = view.tile(3, len(view.cams)), view.network.layer
-    rows, arrays = [], view.cam_arrays()
-    values = guided_backprop(view.network.model, view.x, list(view.cams))
-    for (index, cam), saliency in zip(view.cams.items(), values, strict=True):
-        heat = utils.heat_map(cam, *saliency.shape[:2], at=view.at_input(layer, cam.shape))
-        names = ["", ""] if rows else ["guided backpropagation", "Guided Grad-CAM: their product"]
-        product = saliency * heat[..., None]
-        pictures = [view.grey_over(values, photo) for values in (saliency, product)]
-        rows.append([view.overlaid(photo, index), *map(Tile, pictures, names)])
-        arrays[f"guided/{index}"] = saliency
-    view.save("guided", rows, f"{layer} · in grey pictures zero is grey", arrays)
-
-
-def draw_overlay(view):
-    """A file a class: the overlay at the photograph's own size, without a word on it."""
-    layer, result = view.network.layer, view.result("overlay")
-    for index, cam in view.cams.items():
-        if not cam.max() > 0:
-            name = view.network.classes.title(index)
-            utils.warn(f"{view.photo.path}: no positive evidence for {name}: its overlay is cold")
-        at = view.at(layer, cam.shape)
-        picture = utils.overlay(view.photo.pixels, cam, at, view.options.colormap)
-        arrays = view.arrays({f"{layer}/{index}": cam})
-        result.write(picture, arrays, f"_{index}", count=len(view.cams))
-
-
-def draw_trust(view):
-    """Can the map be believed: deletion, insertion and occlusion, and untrained weights."""
-    layer, photo = view.network.layer, view.tile(6)
-    tests = utils.put_to_test(view, view.cams)
-    rows, arrays = [], view.cam_arrays()
-    for index, other in untrained_maps(view).items():
-        likeness = utils.rank_correlation(view.cams[index], other)
-        title = f"weights re-initialised\nrank correlation {likeness:.2f}"
-        tested = tests[index].tiles(view, view.overlaid(photo, index))
-        rows.append([*tested, view.heat(photo, other, layer, title)])
-        arrays[f"{layer}/{index}/control"] = other
-        arrays |= tests[index].arrays(f"{layer}/{index}")
-    note = f"{layer} · red: warmest first; grey: random orders, ± two standard deviations"
-    view.save("trust", rows, note, arrays)
-
-
-def untrained_maps(view):
-    """{class: map} of the same network untrained (Adebayo et al. 2018, arXiv 1810.03292)."""
-    make = functools.partial(reinitialised, view.options)
-    control = utils.kept(view.network.model, "control", make)
-    layer, classes = view.network.layer, list(view.cams)
-    maps = grad_cam(control, view.x, [layer], classes, view.options.method)[0][layer]
-    return dict(zip(classes, maps, strict=True))
-
-
-def reinitialised(options, model):
-    """The same network with weights drawn anew; statistics of data (Normalization) stay."""
-
-    def clone(layer):
-        if isinstance(layer, keras.layers.Normalization):
-            return layer
-        return type(layer).from_config(layer.get_config())
-
-    keras.utils.set_random_seed((options.seed + 181003292) % 2**32)  # not one that built it
-    return keras.models.clone_model(model, clone_function=clone)
-
-
-def build(name, weights=None):
+def build(name: str, weights: str | None = None) -> "keras.Model":
     """VGG16 or VGG19 (arXiv 1409.1556) with logits. weights: None, imagenet, bundled, a file."""
-    with utils.plain_keras():
+    with default_keras_settings():
         if weights == "bundled":
-            return utils.bundled_vgg16()
+            return bundled_vgg16()
         network = getattr(keras.applications, name.upper())
         return network(weights=weights, classifier_activation=None)
 
 
-def recipe(name):
-    """What utils.open_weights needs to know of VGG16 or VGG19."""
-    files = (f"{name}_weights_tf_dim_ordering_tf_kernels.h5",)
-    build_it = functools.partial(build, name)
-    known = utils.HERE / "Image" / "vgg16_classes.txt"
-    return utils.Recipe(name.upper(), build_it, files, ("block?_conv?",), known=known)
+def vgg_spec(name: str) -> ModelSpec:
+    """How VGG16 or VGG19 is built and drawn."""
+    return ModelSpec(
+        label=name.upper(),
+        build=functools.partial(build, name),
+        weight_files=(f"{name}_weights_tf_dim_ordering_tf_kernels.h5",),
+        default_layers=("block?_conv?",),
+        known_classes=KNOWN_CLASSES,
+        row_of=lambda layer: layer.partition("_")[0],  # the layers of a block are a row
+    )
 
 
-FIGURES_DRAWN = {
-    "layers": draw_layers,
-    "classes": draw_classes,
-    "negative": draw_negative,
-    "one_class": draw_one_class,
-    "kernels": draw_kernels,
-    "guided": draw_guided,
-    "overlay": draw_overlay,
-    "trust": draw_trust,
-    **utils.SURVEYED,  # boxes, failures, table
-}
-
-
-def draw(figure, views, network):
-    """Draw a figure of one of the networks, or of both."""
-    if figure == "layers" and not views[0].options.weights.saved:
-        draw_layers_by_block(views, network)
-        return
-    for view in views:
-        if view.network is network:
-            FIGURES_DRAWN[figure](view)
-
-
-def main():
-    options = utils.read_options(globals())
-    album = utils.open_album(options, IMAGES)
-    models = utils.vgg_models(options)
-    networks = [utils.open_weights(options, recipe(name), album.folders) for name in models]
+def main() -> int:
+    options = read_options(globals(), GRADCAM_FIGURES)
+    photos = find_photos(options, IMAGES)
+    names = vgg_models(options)
+    networks = [open_network_for(options, vgg_spec(name), photos) for name in names]
     if options.list_layers:
-        return utils.print_layers(options, networks[0])
-    surveys = [utils.Survey(options, network, album) for network in networks]
-    targets = []
-    for figure in surveys[0].figures:
-        drawn = [utils.joined(networks)] if figure == "layers" else networks
-        targets += [(figure, network) for network in drawn]
-    for photo, left in utils.photographs(options, album, targets):
-        views = [GradCam(options, survey.network, photo, survey) for survey in surveys]
-        for figure, network in left:
-            draw(figure, views, network)
-    for survey in surveys:
-        survey.finish()
-    return album.exit_code()
+        return print_layers(options, networks[0])
+    explain = functools.partial(GradCamExplanation, methods=Methods(grad_cam, guided_backprop))
+    return draw_figures(options, photos, networks, explain)
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run(main))
+    sys.exit(run(main))

@@ -45,8 +45,8 @@ def photograph(side=224, preprocess="caffe"):
     """What a network is fed, float32 (1, side, side, 3)."""
     import utils
 
-    pixels = utils.read_photo(utils.HERE / "Image" / "hopper_coffee.jpg")
-    return utils.network_input(pixels, (side, side), preprocess)
+    pixels = utils.load_image(utils.IMAGE_FOLDER / "hopper_coffee.jpg")
+    return utils.preprocess_input(pixels, (side, side), preprocess)
 
 
 def forward_pass(model, x):

@@ -16,3 +16,13 @@ def run(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     return functools.partial(call, tmp_path)
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Read the options of a script, in a folder with a photograph."""
+    from runs import read_options, save_photo
+
+    monkeypatch.chdir(tmp_path)
+    save_photo(tmp_path / "photo.png")
+    return functools.partial(read_options, monkeypatch)

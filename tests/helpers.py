@@ -20,6 +20,13 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def random_map(seed, shape=(13, 17)):
+    """Smooth noise with zeros, ties and negative values."""
+    noise = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    smooth = sum(np.roll(noise, shift, axis) for shift in (0, 1, 2) for axis in (0, 1))
+    return np.round(smooth, 1)
+
+
 def error(found, expected):
     """The largest difference, as a share of the largest expected value, which must not be zero."""
     found = np.asarray(found, np.float64)
@@ -119,8 +126,10 @@ def recurring():
 
 
 def gradcam_plus_plus(g, A):
-    """Equation 19 with Y = exp(S), whose derivatives are exp(S) times g, g², g³; exp(S) goes."""
-    below = 2 * g**2 + A.sum((0, 1)) * g**3
+    """Equation 19 with Y = exp(S), whose derivatives are exp(S) times g, g², g³; exp(S) cancels.
+
+    The A of the paper are outputs of ReLUs; of a layer before its ReLU the sum is over those."""
+    below = 2 * g**2 + np.maximum(A, 0).sum((0, 1)) * g**3
     alpha = np.divide(g**2, below, out=np.zeros_like(g), where=g != 0)
     return (np.maximum(g, 0) * alpha).sum((0, 1)) * A
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import utils
+from cnnvis import cli, runtime
+from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CAT, CAT_COFFEE = ROOT / "Image" / "cat.jpg", ROOT / "Image" / "cat_coffee.jpg"
@@ -86,7 +87,17 @@ def read_options(monkeypatch, script, *words, **constants):
     """The options of words typed behind a script, some of its constants having other values."""
     module = importlib.import_module(script)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
-    return utils.read_options({**vars(module), **constants})
+    figures = getattr(module, "GRADCAM_FIGURES", None) or module.DECONVNET_FIGURES
+    return cli.read_options({**vars(module), **constants}, figures)
+
+
+def refusal(call, *arguments, **constants):
+    """The one line of the UserError that a call ends with."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **constants)
+    line = str(caught.value)
+    assert line.strip() and "\n" not in line
+    return line
 
 
 class Stream(io.StringIO):
@@ -97,7 +108,7 @@ def call(cwd, *words):
     """A run within this process, in a folder."""
     script, *arguments = typed(*words)
     module = importlib.import_module(script)
-    utils.say.cache_clear()
+    runtime.log_once.cache_clear()
     out, err, write = Stream(), Stream(), os.write
 
     def listed(number, data):
@@ -110,7 +121,7 @@ def call(cwd, *words):
         patch.setattr(os, "write", listed)
         patch.setattr(sys, "stderr", err)
         patch.setattr("logging.disable", lambda level: None)
-        code = utils.run(module.main)
+        code = runtime.run(module.main)
     return Done(code, out.getvalue().splitlines(), err.getvalue().splitlines(), Path(cwd))
 
 

@@ -15,6 +15,9 @@ import deconvnet_vgg
 import gradcam_googlenet
 import gradcam_vgg
 import utils
+from cnnvis import projections, vgg
+from cnnvis.activations import inner_responses
+from cnnvis.networks import open_network_for
 
 IMAGES = ROOT / "Image"
 TABBY, EGYPTIAN, ESPRESSO = 281, 285, 967
@@ -27,7 +30,7 @@ def vgg16():
 
 def says(model, photo, preprocess="caffe"):
     """The probabilities of the classes of a photograph."""
-    x = utils.network_input(utils.read_photo(IMAGES / photo), (224, 224), preprocess)
+    x = utils.preprocess_input(utils.load_image(IMAGES / photo), (224, 224), preprocess)
     return keras.ops.softmax(model(x))[0].numpy()
 
 
@@ -42,7 +45,7 @@ def test_convolutions_are_the_published_ones_to_half_precision():
     ]
     for found, published in facts:
         np.testing.assert_allclose(found, published, rtol=1e-3)
-    with h5py.File(utils.VGG16_CONVOLUTIONS) as file:
+    with h5py.File(vgg.CONVOLUTIONS) as file:
         kinds = []
         file.visititems(lambda _, each: kinds.append(getattr(each, "dtype", None)))
     assert kinds.count(np.float16) == 13 and sum(kind is not None for kind in kinds) >= 26
@@ -66,7 +69,7 @@ def test_the_classes_listed_are_those_that_the_weights_know(script):
     known = {int(index): name for index, name in (line.split(maxsplit=1) for line in lines)}
     model = vgg16() if script == "vgg16" else gradcam_googlenet.build("bundled")
     preprocess = "caffe" if script == "vgg16" else "tf"
-    x = utils.network_input(utils.read_photo(CAT_COFFEE), (224, 224), preprocess)
+    x = utils.preprocess_input(utils.load_image(CAT_COFFEE), (224, 224), preprocess)
     logits = model(x)[0].numpy()
     assert logits.shape == (1000,) and len(known) == {"vgg16": 200, "googlenet": 81}[script]
     assert sorted(set(range(1000)) - set(known)) == np.flatnonzero(logits == -20).tolist()
@@ -92,7 +95,7 @@ def halves(cam):
 
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "hirescam", "layercam"])
 def test_heat_lies_on_the_cat_and_on_the_cup(method):
-    x = utils.network_input(utils.read_photo(CAT_COFFEE))
+    x = utils.preprocess_input(utils.load_image(CAT_COFFEE))
     classes, layer = [ESPRESSO, TABBY, EGYPTIAN], "block5_conv3"
     maps, logits = gradcam_vgg.grad_cam(vgg16(), x, [layer], classes, method)
     wanted = 0.9 if method == "gradcam" else 0.6  # of the others none promises as much
@@ -104,19 +107,20 @@ def test_heat_lies_on_the_cat_and_on_the_cup(method):
 def test_no_kernel_of_the_nine_of_block3_is_strongest_on_the_border(run, monkeypatch):
     """Of all kernels several answer most to the black frame of zero padding: they are not drawn."""
     options = read_options(monkeypatch, "deconvnet_vgg")
-    network, at_border = deconvnet_vgg.open_networks(options)[0], []
-    assert network.layer == "block3_conv3"
+    network = open_network_for(options, deconvnet_vgg.vgg_spec("vgg16", False), None)
+    at_border = []
+    assert network.main_layer == "block3_conv3"
     for path in sorted(IMAGES.glob("*.jpg")):
-        x = network.prepare(utils.read_photo(path))
-        maps = network.maps(network.layer, x)
-        inner = utils.inner_responses(maps, network.inside(network.layer))
+        x = network.prepare(utils.load_image(path))
+        maps = network.activations(network.main_layer, x)
+        inner = inner_responses(maps, network.inner_cells(network.main_layer))
         kernels = options.kernels.among(inner)
         flat = maps.reshape(-1, maps.shape[-1])
         places = np.array(np.unravel_index(flat.argmax(0), maps.shape[:2]))
         border = (places % 55 == 0).any(axis=0)  # of 56 cells a side
         assert len(kernels) == 9 and not border[kernels].any(), path.name
         at_border += border[np.argsort(-flat.max(0))[:9]].tolist()
-        strongest = deconvnet_vgg.deconvnet(network.model, x, network.layer, kernels[:1])[0]
+        strongest = deconvnet_vgg.deconvnet(network.model, x, network.main_layer, kernels[:1])[0]
         mass = np.abs(strongest).sum(axis=-1)
         y, x = [(where * mass).sum() / mass.sum() for where in np.indices(mass.shape)]
         row, column = 4 * places[:, kernels[0]] + 2  # a cell is 4 pixels wide
@@ -130,9 +134,9 @@ def test_a_patch_of_block5_holds_95_percent_of_the_projection(run):
     arrays = done.arrays("cat_coffee_vgg16_projections")
     (projection,) = (each for key, each in arrays.items() if re.search(r"conv3/\d+$", key))
     mass = np.abs(projection).sum(-1, dtype=float)
-    found = SimpleNamespace(values={"way": projection}, cut=())
-    utils.cut_patches([found], "way")
-    down, across = found.cut
+    found = SimpleNamespace(values={"way": projection}, patch=())
+    projections.cut_patches([found], "way")
+    down, across = found.patch
     size = down.stop - down.start
     held = mass[down, across].sum() / mass.sum()
     assert size == across.stop - across.start and size < 200  # a part of 224 pixels

@@ -103,6 +103,13 @@ def other_operations():
     return keras.Model(inputs, kl.Conv2D(3, 2, name="top")(keras.ops.relu6(x)))
 
 
+def normalised():
+    """A number without a batch axis on the way."""
+    inputs = keras.Input((12, 10, 3))
+    x = kl.Conv2D(4, 3, activation="relu", name="conv")(inputs)
+    return keras.Model(inputs, kl.Conv2D(5, 3, name="top")(x / keras.ops.max(x)))
+
+
 def gated():
     """What a DeconvNet has no rule for has a derivative, that of a network not being trained."""
     inputs = keras.Input((13, 12, 3))
@@ -130,7 +137,9 @@ def test_every_layer_of_a_small_network(build):
         assert_equal_projections(model, x, projector, layer.name, best, ways)
 
 
-@pytest.mark.parametrize("build", [chain, branches, other_layers, other_operations, gated])
+@pytest.mark.parametrize(
+    "build", [chain, branches, other_layers, other_operations, gated, normalised]
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_rule_gradient_equals_gradient_tape(build, mode):
     model = shake(build())

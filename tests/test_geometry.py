@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+import cnnvis
 import gradcam_googlenet
 import utils
+from cnnvis import geometry as places
 
 PHOTO = 200, 320
 PLACES = [(y, x) for y in (35, 100, 165) for x in (35, 118, 202, 285)]
@@ -66,7 +68,7 @@ def test_published_networks(name, layer, size):
         if "kernel" in weight.name:  # plain means of pixels and channels
             inputs = weight.shape[:-2] if "depthwise" in weight.path else weight.shape[:-1]
             weight.assign(np.full(weight.shape, 1 / np.prod(inputs)))
-    geometry = utils.layer_geometries(model)[layer]
+    geometry = cnnvis.layer_geometries(model)[layer]
     check_centre(keras.Model(model.inputs, model.get_layer(layer).output), geometry)
 
 
@@ -104,7 +106,7 @@ def network_of(kinds, size):
             channels = np.ones((3, 1)) if "depthwise" in weight.path else np.eye(3)
             weight.assign(np.ones(weight.shape) / np.prod(weight.shape[:2]) * channels)
     model.get_layer("heat").set_weights([(RED - RED.mean())[None, None, :, None]])
-    return model, utils.layer_geometries(model)["heat"]
+    return model, cnnvis.layer_geometries(model)["heat"]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -125,7 +127,7 @@ def test_every_cell_picks_one_pixel():
         picks[kernel.shape[0] // 2, kernel.shape[1] // 2] = 1
         kernel.assign(picks)
     picked = model(np.stack(np.indices((45, 64)), axis=-1)[None] + 0.5)[0].numpy()
-    offset, step = utils.layer_geometries(model)["last"].cells.T
+    offset, step = cnnvis.layer_geometries(model)["last"].cells.T
     computed = np.stack(np.indices(picked.shape[:2]), axis=-1) * step + offset
     np.testing.assert_allclose(picked, computed, atol=1e-5)
 
@@ -148,7 +150,7 @@ def test_rearranged_positions_are_unknown(rearrange):
     below = layers.Conv2D(3, 3, padding="same", name="below")(inputs)
     above = layers.Conv2D(4, 3, name="above")(rearrange(below))
     scores = layers.Dense(2, name="scores")(layers.GlobalAveragePooling2D()(above))
-    found = utils.layer_geometries(keras.Model(inputs, scores))
+    found = cnnvis.layer_geometries(keras.Model(inputs, scores))
     assert found["below"] and found["above"] is None and found["scores"] is None
 
 
@@ -161,28 +163,29 @@ PAIRS = [(pair, "squeeze") for pair in itertools.permutations(range(len(KINDS)),
 def test_heat_lies_on_the_disc(kinds, fit):
     model, geometry = network_of(kinds, (120, 144))
     geometry, size = replace(geometry, fit=fit), geometry.size
-    inputs = [utils.network_input(photo, size, "unit", fit=fit)[0] for photo in DISCS]
+    inputs = [utils.preprocess_input(photo, size, "unit", fit=fit)[0] for photo in DISCS]
     maps = model(np.stack(inputs), training=False)[..., 0].numpy()
-    half_cell = geometry.cells[:, 1] / size * utils.fitted(PHOTO, size, fit)[1] / 2
-    shown = utils.dim(np.full((*PHOTO, 3), 255, np.uint8), geometry)[..., 0] == 255
+    half_cell = geometry.cells[:, 1] / size * utils.fit_box(PHOTO, size, fit)[1] / 2
+    shown = geometry.dim(np.full((*PHOTO, 3), 255, np.uint8))[..., 0] == 255
     assert shown[100, 160]
     for cam, away, place in zip(maps, AWAY, PLACES, strict=True):
         if not shown[away < RADIUS + 2].all():
             continue
-        heat = utils.place(cam, geometry, *PHOTO)
+        heat = geometry.resample(cam, *PHOTO)
         assert away.flat[heat.argmax()] <= RADIUS + half_cell.max()
         peak = np.argwhere(heat > heat.max() / 2).mean(axis=0) + 0.5
         if len(kinds) == 1:  # in pairs it may be beyond the outermost cells
             assert (np.abs(peak - place) <= half_cell + 0.5).all()
 
 
-def test_place_interpolates():
+def test_resample_interpolates():
     cam = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     stretched = cv2.resize(cam, (320, 200), interpolation=cv2.INTER_CUBIC)
-    for geometry in (None, utils.tiled((96, 96), 5, 7)):
-        np.testing.assert_allclose(utils.place(cam, geometry, *PHOTO), stretched, atol=1e-4)
+    whole = places.stretched_geometry((96, 96), 5, 7)
+    np.testing.assert_allclose(whole.resample(cam, *PHOTO), stretched, atol=1e-4)
     cells = np.float32([[30, 10], [50, 10]])  # 20 of the photograph's pixels each
-    placed = utils.place(cam, replace(utils.tiled((100, 160), 5, 7), cells=cells), *PHOTO)
+    part = replace(places.stretched_geometry((100, 160), 5, 7), cells=cells)
+    placed = part.resample(cam, *PHOTO)
     inner = cv2.resize(cam, (140, 100), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_allclose(placed[50:150, 90:230], inner, atol=1e-4)
 
@@ -192,15 +195,15 @@ def test_inner_cells_and_dim():
     x = layers.Cropping2D(((0, 0), (16, 0)), name="crop")(inputs)
     x = layers.Conv2D(4, 9, padding="same", name="narrow")(x)
     x = layers.Conv2D(4, 31, padding="same", name="wide")(x)
-    geometries = utils.layer_geometries(keras.Model(inputs, x))
-    inner = utils.inner_cells(geometries["narrow"], 64, 48)
+    geometries = cnnvis.layer_geometries(keras.Model(inputs, x))
+    inner = places.inner_cells(geometries["narrow"], 64, 48)
     assert inner[4:-4, 4:-4].all() and inner.sum() == 56 * 40  # a field of 9 lies inside
-    wide = utils.inner_cells(geometries["wide"], 64, 48)
+    wide = places.inner_cells(geometries["wide"], 64, 48)
     assert wide[16:-16, 12:-12].all() and wide.sum() == 32 * 24  # of 39: the inner half
-    assert utils.inner_cells(None, 3, 4).all()
+    assert places.inner_cells(None, 3, 4).all()
     for fit, first, last in (("squeeze", 32, 128), ("crop", 39, 114)):
         geometry = replace(geometries["narrow"], fit=fit)
-        dimmed = utils.dim(np.full((100, 128, 3), 200, np.uint8), geometry)
+        dimmed = geometry.dim(np.full((100, 128, 3), 200, np.uint8))
         assert (dimmed[:, first:last] == 200).all()
         assert (np.delete(dimmed, slice(first, last), axis=1) < 100).all()
 
@@ -222,9 +225,9 @@ def test_slices_of_a_network_that_comes_back_from_its_file(name, tmp_path, monke
     x = layers.Conv2D(4, 3, padding="same", activation="relu", name="conv")(slice_it(inputs))
     x = layers.Dense(3, activation="softmax")(layers.GlobalAveragePooling2D()(x))
     keras.Model(inputs, x).save(tmp_path / "net.keras")
-    loaded = utils.open_network(keras.models.load_model(tmp_path / "net.keras"))
-    known = utils.layer_geometries(loaded)["conv"]
+    loaded = cnnvis.open_network(keras.models.load_model(tmp_path / "net.keras"))
+    known = cnnvis.layer_geometries(loaded)["conv"]
     assert known.cells[:, 0].tolist() == list(first)
     # A layer that is built otherwise than its kind: no exception, no place.
-    monkeypatch.setitem(utils.WINDOWS, "Conv2D", lambda layer, size, out: layer.no_such_thing)
-    assert utils.layer_geometries(loaded)["conv"] is None
+    monkeypatch.setitem(places.WINDOWS, "Conv2D", lambda layer, size, out: layer.no_such_thing)
+    assert cnnvis.layer_geometries(loaded)["conv"] is None

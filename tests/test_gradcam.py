@@ -19,8 +19,9 @@ import tensorflow as tf
 from helpers import METHODS, classify, error, head, noise, shake, textbook
 from keras import layers as kl
 
+import cnnvis
 import gradcam_vgg
-import utils
+from cnnvis import graph
 from deconvnet_vgg import deconvnet
 from gradcam_vgg import guided_backprop
 
@@ -242,7 +243,7 @@ def case(request):
     """The case, its network, the same opened, and a picture."""
     case = CASES[request.param]
     model = shake(case.build(), seed=3)
-    opened = utils.open_network(model)
+    opened = cnnvis.open_network(model)
     return case, model, opened, 2 * noise(1, *model.input_shape[1:])
 
 
@@ -308,9 +309,9 @@ def test_names_that_keras_gave_and_would_give_again_do_no_harm(grad_cam):
     x = keras.ops.relu(keras.ops.concatenate([x, y + y], axis=-1))
     model = shake(keras.Model(inputs, classify(x)))
     keras.utils.clear_session()
-    opened = utils.open_network(model)
+    opened = cnnvis.open_network(model)
     x = 255 * noise(1, 8, 8, 3)
-    layers = [*utils.named_layers(opened)]
+    layers = [*graph.named_layers(opened)]
     assert layers == ["my_conv", "activation", "conv2d", "add", "concatenate", "relu"]
     maps, logits = grad_cam(opened, x, layers, [0, 1])
     for layer in layers:
@@ -396,7 +397,7 @@ def test_model_is_left_as_it_was_and_gains_no_nodes(name):
     x = noise(1, *model.input_shape[1:])
     before = helpers.state(model)
     output = model(x)
-    opened = utils.open_network(model)
+    opened = cnnvis.open_network(model)
     networks = [opened] if case.closed else [opened, model]
     states = [helpers.state(network) for network in networks]
     for _ in range(3):
@@ -432,7 +433,7 @@ def test_networks_that_are_dropped_are_collected():
     dropped = []
     for _ in range(3):
         model = two_convs(end="softmax_as_argument")
-        opened = utils.open_network(model)
+        opened = cnnvis.open_network(model)
         for _ in range(2):
             gradcam_vgg.grad_cam(opened, noise(1, 12, 10, 3), ["conv1"], [0, 1])
             guided_backprop(opened, noise(1, 12, 10, 3), [0, 1])
@@ -495,7 +496,7 @@ def test_what_is_unknown_or_empty_is_a_value_error(layers, classes, method, coun
 @pytest.mark.parametrize("shape", [(12, 10, 3), (1, 12, 9, 3), (1, 12, 10, 1), (1, 12, 10, 3, 1)])
 def test_a_picture_of_another_shape_is_a_value_error(shape):
     for function in (gradcam_vgg.grad_cam, deconvnet):
-        with pytest.raises(ValueError, match=r"one photograph has the shape \(1, 12, 10, 3\)"):
+        with pytest.raises(ValueError, match=r"one photograph, \(1, 12, 10, 3\)"):
             function(two_convs(), noise(*shape), ["conv1"], [0])
 
 

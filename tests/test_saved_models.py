@@ -25,7 +25,9 @@ from helpers import channels_first, error, head, noise, shake, small, textbook, 
 from keras import layers as kl
 from runs import CAT, program
 
+import cnnvis
 import utils
+from cnnvis import graph, logits, networks, saved_models
 from deconvnet_vgg import deconvnet
 from gradcam_vgg import grad_cam, guided_backprop
 
@@ -34,7 +36,7 @@ OUTPUTS = np.load(FILES / "outputs.npz")
 
 
 def assert_as_written(path, name):
-    scores = utils.load_saved(path)(OUTPUTS["x"], training=False)
+    scores = saved_models.load_saved_model(path)(OUTPUTS["x"], training=False)
     np.testing.assert_allclose(scores, OUTPUTS[name], rtol=0, atol=3e-6)
 
 
@@ -92,7 +94,7 @@ def test_a_sequential_without_input_layer_and_as_a_bare_list(tmp_path):
 @pytest.mark.parametrize("name", ["mine.keras", "mine.hdf5", "MINE.H5", "mine.weights.h5"])
 def test_hdf5_opens_under_any_name(name, tmp_path):
     shutil.copy(FILES / "mobile.h5", tmp_path / name)
-    assert utils.is_saved_network(tmp_path / name)
+    assert saved_models.is_saved_network(tmp_path / name)
     assert_as_written(tmp_path / name, "mobile")
 
 
@@ -117,9 +119,9 @@ def test_weights_named_with_backslashes(tmp_path):
 
 def test_code_in_a_file_is_not_run():
     with pytest.raises(utils.UserError, match=r"code of the file.*not run.*--import"):
-        utils.load_saved(FILES / "lambd.h5")
+        saved_models.load_saved_model(FILES / "lambd.h5")
     with pytest.raises(utils.UserError, match=r"tf.math.truediv.*TensorFlow.*Rescaling") as error:
-        utils.load_saved(FILES / "tfop.h5")
+        saved_models.load_saved_model(FILES / "tfop.h5")
     assert "Lambda" not in str(error.value)
 
 
@@ -135,12 +137,12 @@ class Twice(keras.layers.Layer):
 
 def test_a_custom_class_opens_once_its_code_is_imported(tmp_path):
     with pytest.raises(utils.UserError, match=r"Twice is no class of Keras.*--import") as error:
-        utils.load_saved(FILES / "custom.h5")
+        saved_models.load_saved_model(FILES / "custom.h5")
     assert "saved by" not in str(error.value)
     code = tmp_path / "my_layers.py"
     code.write_text(TWICE)
     with mock.patch.dict(keras.saving.get_custom_objects()):
-        utils.import_code(str(code))
+        saved_models.import_code(str(code))
         assert_as_written(FILES / "custom.h5", "custom")
 
         def unregistered(config):  # saved before the class was registered
@@ -156,7 +158,7 @@ def test_what_cannot_be_imported_is_one_line(tmp_path):
     wrong = {broken: r"broken.py: AttributeError: .*nothing_like_that", "no_such_module": none}
     for name, said in {**wrong, tmp_path / "none.py": none}.items():
         with pytest.raises(utils.UserError, match=said):
-            utils.import_code(str(name))
+            saved_models.import_code(str(name))
 
 
 def test_an_old_file_that_stays_closed_says_what_to_do(tmp_path):
@@ -166,41 +168,44 @@ def test_an_old_file_that_stays_closed_says_what_to_do(tmp_path):
 
     path = with_config(tmp_path / "old.h5", "sequential", unknown)
     with pytest.raises(utils.UserError, match=r"no 'border_mode'.*saved by Keras 2.*save the wei"):
-        utils.load_saved(path)
+        saved_models.load_saved_model(path)
 
 
 def test_networks_of_other_libraries_and_pointers_of_git_lfs(tmp_path):
     for name in ("a.tflite", "a.ONNX", "a.pt", "a.pth", "a.pb"):
         (tmp_path / name).write_bytes(b"something")
         with pytest.raises(utils.UserError, match=r"(Lite|ONNX|PyTorch|graph).*Keras"):
-            utils.refuse_foreign(tmp_path / name)
-    utils.refuse_foreign(tmp_path)
+            saved_models.refuse_foreign(tmp_path / name)
+    saved_models.refuse_foreign(tmp_path)
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(utils.UserError, match=r"SavedModel.*mine\.h5"):
-        utils.refuse_foreign(tmp_path)
+        saved_models.refuse_foreign(tmp_path)
     (tmp_path / "mine.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:58ff")
     with pytest.raises(utils.UserError, match="git lfs pull"):
-        utils.refuse_foreign(tmp_path / "mine.h5")
+        saved_models.refuse_foreign(tmp_path / "mine.h5")
 
 
 def test_errors_are_known_by_type_and_message_not_by_a_path():
     folder = "/data/lambda/zip/errno = 2/allow_pickle"
     full = OSError(errno.ENOSPC, "No space left on device", f"{folder}/a.h5")
-    assert utils.explain(full, folder) == "No space left on device"
-    assert utils.explain(RuntimeError("odd: None")) == "odd: None"
+    assert saved_models.explain_error(full, folder) == "No space left on device"
+    assert saved_models.explain_error(RuntimeError("odd: None")) == "odd: None"
     for named in (folder, "/Weight count mismatch/a", "a"):
-        assert utils.explain(ValueError(f"an odd one: {named}"), named) == f"an odd one: {named}"
+        assert (
+            saved_models.explain_error(ValueError(f"an odd one: {named}"), named)
+            == f"an odd one: {named}"
+        )
     chained = "config={'shape': 1}. Exception encountered: first. Exception encountered: second"
-    assert utils.explain(TypeError(chained), folder) == "second"
+    assert saved_models.explain_error(TypeError(chained), folder) == "second"
     with pytest.raises(utils.UserError, match="No such"):
-        utils.load_saved(Path("none.h5"))
+        saved_models.load_saved_model(Path("none.h5"))
     for ours in (NameError("x"), AttributeError("x"), MemoryError(), utils.UserError("x")):
-        assert not utils.is_of_loading(ours)
-    with pytest.raises(KeyError) as caught:
+        assert not saved_models.is_loading_error(ours)
+    with pytest.raises(ValueError) as caught:
         utils.colorize(np.zeros((1, 1)), "nowhere")  # a mistake in our own code
-    assert not utils.is_of_loading(caught.value)
+    assert not saved_models.is_loading_error(caught.value)
     with pytest.raises(utils.UserError, match=r"does not hold a\.h5 or b\.h5"):
-        utils.published_file(FILES, ["a.h5", "b.h5"])
+        networks.published_file(FILES, ["a.h5", "b.h5"])
 
 
 def test_what_cannot_be_drawn_is_said():
@@ -221,7 +226,7 @@ def test_what_cannot_be_drawn_is_said():
     }
     for said, model in wrong.items():
         with pytest.raises(ValueError, match=f"{said}.*drawn are networks of one image"):
-            utils.check_signature(model)
+            logits.check_signature(model)
 
 
 def on_vgg16(activation="softmax"):
@@ -267,7 +272,7 @@ def test_maps_of_a_saved_network_are_those_of_a_plain_tape(tmp_path, name):
     plain = build(None)
     plain.set_weights(saved.get_weights())
     saved.save(tmp_path / name)
-    opened = utils.open_network(keras.saving.load_model(tmp_path / name, compile=False))
+    opened = cnnvis.open_network(keras.saving.load_model(tmp_path / name, compile=False))
     tf.config.run_functions_eagerly("RNN" not in name)  # to trace each takes long
     score = two_logits if "one sigmoid" in name else tf.identity
     for seed in range(2):
@@ -309,7 +314,7 @@ def test_where_an_end_cannot_be_taken_off_log_p_is_explained(end):
     x = kl.Conv2D(6, 3, activation="relu", name="conv")(inputs)
     model = shake(keras.Model(inputs, build(kl.GlobalAveragePooling2D()(x))))
     x = noise(1, 9, 8, 3)
-    maps, outputs = grad_cam(utils.open_network(model), x, ["conv"], [1, 0])
+    maps, outputs = grad_cam(cnnvis.open_network(model), x, ["conv"], [1, 0])
     expected, log_p = textbook(model, x, "conv", [1, 0], score=score)
     assert error(maps["conv"], expected) < 1e-4
     np.testing.assert_allclose(tf.nn.softmax(outputs), tf.nn.softmax(log_p), rtol=1e-4)
@@ -319,8 +324,8 @@ def test_an_open_input_size_is_asked_for():
     model = shake(small(shape=(None, None, 3)))
     for size in (None, 40, (40, 50, 3), (0, 50)):
         with pytest.raises(ValueError, match=r"size=\(height, width\)"):
-            utils.open_network(model, size)
-    opened = utils.open_network(model, size=(40, 50))
+            cnnvis.open_network(model, size)
+    opened = cnnvis.open_network(model, size=(40, 50))
     x = noise(1, 40, 50, 3)
     assert opened.input_shape == (None, 40, 50, 3)
     np.testing.assert_allclose(tf.nn.softmax(opened(x)), model(x), rtol=1e-4)
@@ -341,11 +346,11 @@ class Subclassed(keras.Model):
 def test_custom_layers_are_opened_and_subclassed_or_channels_first_networks_refused():
     model = shake(small(None, before=Unknown()))
     x = noise(1, 64, 64, 3)
-    np.testing.assert_array_equal(utils.open_network(model)(x), model(x))
+    np.testing.assert_array_equal(cnnvis.open_network(model)(x), model(x))
     with pytest.raises(ValueError, match="functional"):
-        utils.open_network(Subclassed())
+        cnnvis.open_network(Subclassed())
     with pytest.raises(ValueError, match="channels_first"):
-        utils.open_network(channels_first())
+        cnnvis.open_network(channels_first())
 
 
 def test_a_strided_pointwise_convolution_of_few_channels_does_not_end_the_process(tmp_path):
@@ -380,7 +385,7 @@ def test_layers_of_inner_networks_are_listed_drawn_and_asked_for(run):
     assert drawn == {"mine/relu/0", "mine/right/relu/0"}  # one a resolution
     words = "--figures layers --arrays --classes 2 --layers 'relu,right/n*'"
     found = run(MINE, words).arrays()
-    opened = utils.open_network(keras.saving.load_model("mine.keras"))
+    opened = cnnvis.open_network(keras.saving.load_model("mine.keras"))
     layers = ["relu", "right/norm"]
     maps, logits = grad_cam(opened, found["mine/input"], layers, [2])
     assert error(found["mine/logits"], logits) < 1e-4
@@ -397,8 +402,8 @@ pool = functools.partial(tf.nn.max_pool2d, strides=2, padding="SAME")
 
 def explained(saved, x):
     """Maps, logits, guided backpropagation and projections of a network as it is opened now."""
-    model = utils.open_network(saved)
-    layer = list(utils.named_layers(model))[-1]
+    model = cnnvis.open_network(saved)
+    layer = list(graph.named_layers(model))[-1]
     maps, logits = grad_cam(model, x, [layer], [0, 1])
     guided = guided_backprop(model, x, [1])
     return [maps[layer], logits, guided, deconvnet(model, x, layer, [0, 1], rule="guided")]
@@ -425,7 +430,7 @@ def test_a_layer_that_gives_another_shape_than_it_declares_is_named():
     stack = [keras.Input((64, 64, 3)), kl.RandomCrop(32, 32), kl.Conv2D(4, 3, name="conv")]
     model = keras.Sequential([*stack, kl.GlobalAveragePooling2D(), kl.Dense(2)])
     with pytest.raises(ValueError, match=r"conv declares maps of \(30, 30, 4\)"):
-        utils.check_shapes(utils.open_network(model))
+        networks.check_shapes(cnnvis.open_network(model))
 
 
 def test_a_vgg_of_keras_hub_whose_layers_an_import_makes_known(tmp_path):
@@ -435,9 +440,12 @@ def test_a_vgg_of_keras_hub_whose_layers_an_import_makes_known(tmp_path):
     pool = {"pooling": "avg", "pooling_hidden_dim": 16}
     model = hub.models.VGGImageClassifier(backbone, num_classes=3, activation="softmax", **pool)
     model.save(tmp_path / "hub.keras")
-    utils.import_code("keras_hub")
-    opened, x = utils.open_network(utils.load_saved(tmp_path / "hub.keras")), noise(1, 32, 32, 3)
-    layer = list(utils.named_layers(opened))[-1]
+    saved_models.import_code("keras_hub")
+    opened, x = (
+        cnnvis.open_network(saved_models.load_saved_model(tmp_path / "hub.keras")),
+        noise(1, 32, 32, 3),
+    )
+    layer = list(graph.named_layers(opened))[-1]
     maps, logits = grad_cam(opened, x, [layer], [0, 2])
     np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(), model(x)[0], rtol=1e-4)
     assert error(maps[layer], textbook(opened, x, layer, [0, 2])[0]) < 1e-4

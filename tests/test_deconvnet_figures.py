@@ -1,8 +1,8 @@
 """DeconvNet's figures by the numbers: which photographs of a folder excite a kernel most, against
-NumPy's sorting of the maps that Keras's `predict` gives, and what is stored of each figure.
+NumPy's sorting of the feature maps that Keras's `predict` gives, and the arrays of each figure.
 
-The network is a small one of Keras, saved as a person saves it. Photographs have the size of its
-input, so that nothing is resized, and `--preprocess unit` makes x = pixels / 255."""
+The network is a small one of Keras, saved in a file. Photographs have the size of its input, so
+that nothing is resized, and `--preprocess unit` makes x = pixels / 255."""
 
 import functools
 import os
@@ -17,10 +17,10 @@ from PIL import Image
 from runs import Stream
 
 import deconvnet_vgg
-import utils
+from cnnvis import deconvnet_figures, results
 
 SIDES = (40, 56)
-# Of conv2, whose cells are 2 pixels wide and see 8, those that see no padding.
+# The cells of conv2 (2 pixels wide, with a field of 8) whose field has no padding in it.
 INNER = (slice(None), slice(2, 18), slice(2, 26))
 
 
@@ -35,7 +35,7 @@ def photo(seed, height=SIDES[0], width=SIDES[1]):
 
 
 def some(*seeds):
-    """Photographs where the test stands."""
+    """Photographs in the current folder."""
     for seed in seeds:
         Image.fromarray(photo(seed)).save(f"q{seed}.png")
     return [f"q{seed}.png" for seed in seeds]
@@ -78,14 +78,14 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def draw(model, run, monkeypatch):
-    """Draw a figure: (how the program ended, the rows of its page, its arrays)."""
-    drawn, make_page = [], utils.make_page
+    """Draw a figure: (the Done of the run, the rows of its page, its arrays)."""
+    drawn, make_page = [], results.make_page
 
     def keep(rows, *more):
         drawn.append(rows)
         return make_page(rows, *more)
 
-    monkeypatch.setattr(utils, "make_page", keep)
+    monkeypatch.setattr(results, "make_page", keep)
     words = ["--weights", model.path, "--preprocess", "unit", "--arrays"]
     run = functools.partial(run, "deconvnet_vgg", *words)
 
@@ -116,8 +116,8 @@ def test_top9_are_the_nine_strongest_photographs_of_the_strongest_kernels(model,
     everywhere = np.argsort(-maps.max((1, 2)), axis=0, kind="stable")[:9].T.tolist()
     assert sum(best != others for best, others in zip(ranked, everywhere, strict=True)) > 1
     kernels = np.argsort(-peaks.max(0), kind="stable")[:9].tolist()
-    told = {int(key.split("/")[2]) for key in arrays if key.endswith("/activations")}
-    assert told == set(kernels)
+    kernels_stored = {int(key.split("/")[2]) for key in arrays if key.endswith("/activations")}
+    assert kernels_stored == set(kernels)
     for kernel in kernels:
         excited = [place for place in ranked[kernel] if peaks[place, kernel] > 0]
         best = [stems[place] for place in excited or ranked[kernel][:1]]  # none: still a row
@@ -131,28 +131,43 @@ def test_top9_are_the_nine_strongest_photographs_of_the_strongest_kernels(model,
 
 
 def test_top9_of_other_photographs_never_overwrites(draw):
-    """Fault 10: `top9 a b`, then `top9 a c`; a third run of the first finds its own again."""
+    """`top9 a b`, then `top9 a c`; a third run of the first finds its own again."""
     a, b, c = some(1, 2, 3)
     words = ["--kernels", "top2", "--layers", "conv2"]
     first, rows, _ = draw("top9", a, b, *words)
-    for picture, _ in rows[0]:  # two square patches: of fewer photographs than nine, so many
+    for picture, _ in rows[0]:  # two square patches, of two photographs
         assert picture.shape[1] == 2 * picture.shape[0]
     second, _, _ = draw("top9", a, c, *words)
     assert not set(first.out) & set(second.out)
     skip = ["--figures", "comparison,top9", a, b, *words, "--skip-existing"]
     assert len(draw.run(*skip).out) == 2  # the comparison
     again = draw.run(*skip)
-    told = [f"net, {figure}: there already" for figure in ("comparison", "top9")]
-    assert (again.out, again.err) == ([], told)
+    existing = [f"net, {figure}: there already" for figure in ("comparison", "top9")]
+    assert (again.out, again.err) == ([], existing)
     os.utime(b, (1, 1))  # another photograph under its name
     assert len(draw.run(*skip).out) == 4
     assert set(draw("top9", a, b, *words)[0].out) == set(first.out)
-    assert set(second.arrays("q1_and_1_more_2_net_top9")) & {"net/input/q2", "net/input/q3"}
+    inputs = set(second.arrays(Path(second.out[-1]).stem)) & {"net/input/q2", "net/input/q3"}
+    assert inputs == {"net/input/q3"}
+
+
+def test_top9_leaves_out_a_photograph_that_vanishes_after_the_scan(draw, monkeypatch):
+    a, b = some(1, 2)
+
+    def scan(*arguments, scan=deconvnet_figures.scan):
+        top = scan(*arguments)
+        os.remove(b)
+        return top
+
+    monkeypatch.setattr(deconvnet_figures, "scan", scan)
+    done, rows, arrays = draw("top9", a, b, "--kernels", "top2", "--layers", "conv2")
+    assert done.code == 1 and len(rows[0]) == 4 and "q2.png" in done.err[-1]
+    assert "net/input/q1" in arrays and not [key for key in arrays if "q2" in key]
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_shown_where_a_person_looks(draw, monkeypatch, terminal):
-    """Over a scan and over the photographs of a folder, with the time; never in a log."""
+def test_progress_is_shown_on_a_terminal(draw, monkeypatch, terminal):
+    """Over a scan and over the photographs of a folder, with the time; not in a log."""
     Path("many").mkdir()
     for seed in range(12):
         Image.fromarray(photo(seed)).save(f"many/{seed}.png")
@@ -231,7 +246,7 @@ def test_blocks_are_nine_whole_maps_of_each_block(model, draw, height, width):
 
 
 def test_black_photographs_and_extreme_shapes_are_drawn(draw):
-    """Where no map says anything, and where a strip is set beside a pillar."""
+    """Feature maps without any response, and very wide beside very high photographs."""
     for name, size in (("strip", (4, 200)), ("pillar", (200, 4))):
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(f"{name}.png")
     done, _, _ = draw("projections,blocks,comparison,top9", "strip.png", "pillar.png")
@@ -243,15 +258,15 @@ def test_occlusion_s_numbers_are_those_of_a_plain_loop(model, draw):
     words = ["--classes", "2", "--layers", "conv2", "--kernels", "7"]
     done, rows, arrays = draw("occlusion", *some(3), "--stride", 30, "--patch", 35, *words)
     assert done.code == 0 and [len(row) for row in rows] == [5]
-    hidden = []
+    occluded = []
     for y in range(stride // 2, SIDES[0], stride):
         for x in range(stride // 2, SIDES[1], stride):
             top, left = y - patch // 2, x - patch // 2
             picture = pixels.copy()
             picture[max(top, 0) : top + patch, max(left, 0) : left + patch] = 128
-            hidden.append(picture)
-    shape, p = (3, 5), model.keras.predict(tensor(*hidden), verbose=0)
+            occluded.append(picture)
+    shape, p = (3, 5), model.keras.predict(tensor(*occluded), verbose=0)
     assert_same(arrays["net/conv2/2/probability"], p[:, 2].reshape(shape))
     np.testing.assert_array_equal(arrays["net/most_probable"], p.argmax(1).reshape(shape))
-    responses = maps_of(model, "conv2", *hidden)[..., 7].sum((1, 2))
+    responses = maps_of(model, "conv2", *occluded)[..., 7].sum((1, 2))
     assert_same(arrays["net/conv2/7/response"], responses.reshape(shape))

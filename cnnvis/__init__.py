@@ -1,0 +1,28 @@
+"""The machinery behind the scripts; the methods themselves are in the scripts, not in here.
+
+Modules import downwards only, in this order:
+
+runtime             lazy Keras and TensorFlow, exit codes, messages, progress
+keras2              configs of Keras 2, converted for Keras 3
+pages               tiles and pages of pictures
+graph               a network as a flat graph: its layers, its ReLUs, checks of arguments
+logits              networks with logits for output, and their probabilities
+geometry            which pixels each cell of a feature map responds to
+saved_models        networks from files
+networks, vgg       the network of a run: weights, layers, classes, preprocessing
+occlusion, faithfulness, boxes, projections     measures and pictures of maps and projections
+cli                 the command line
+results             files of results: names, metadata, writing
+photos              the photographs of a run
+explanation         one photograph and one network
+activations         which kernels are drawn, and the photographs that excite them
+folder, failures    what is gathered over a folder, with known answers
+drawing             the figures of a run, one after the other
+gradcam_figures, deconvnet_figures              a function a figure, and the registries
+
+In a notebook: `open_network`, `layer_geometries`, and `utils` beside this package."""
+
+from cnnvis.geometry import layer_geometries
+from cnnvis.logits import open_network
+
+__all__ = ["layer_geometries", "open_network"]

@@ -1,0 +1,148 @@
+"""The figures of a run: what a figure is, and the loop that draws them, photograph by photograph.
+
+A figure only makes Drawings; they are written here. Which figures there are is in
+gradcam_figures.py and deconvnet_figures.py."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cnnvis.folder import FolderEvaluation
+from cnnvis.networks import Network
+from cnnvis.photos import Photo, PhotoSet
+from cnnvis.results import Drawing, Result
+from cnnvis.runtime import log, progress
+from cnnvis.vgg import joined
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that a script can draw. At least one of draw, draw_folder and collector is given."""
+
+    name: str
+    summary: str  # a line for --help
+    draw: Callable | None = None  # draw(explanation) -> Drawings of one photograph
+    draw_folder: Callable | None = None  # draw_folder(folder) -> Drawings over all photographs
+    collector: Callable | None = None  # collector(folder) -> a Collector, or None
+    extension: str = ""  # of its files; empty: the --format of pictures
+    needs_classifier: bool = False
+    uses_truths: bool = False  # the names of sub-folders are the right answers
+    uses_boxes: bool = False  # --boxes
+    shared: bool = False  # one page for all networks: draw(explanations), one a network
+    kernels_of: str = ""  # whose kernels --kernels chooses: those of the `main` or `last` layer
+    draws_units: bool = False  # dense layers may be drawn too
+
+
+def registry(*figures: Figure) -> dict[str, Figure]:
+    """{name: Figure}, in the order of --help."""
+    return {figure.name: figure for figure in figures}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure of one network, or of several that share its page."""
+
+    figure: Figure
+    network: Network  # as files are named
+    folders: tuple  # the FolderEvaluation of each network
+    collector: Any = None  # .add(explanation), .drawings()
+
+    def result(self, photos: PhotoSet, path: Path | None = None) -> Result:
+        """The Result of one photograph, or over all of them."""
+        options = self.folders[0].options
+        what = (options, self.figure.name, self.figure.extension or options.format, self.network)
+        if path:
+            return Result(*what, (path,), photos.stems[path])
+        return Result(*what, tuple(photos.paths), photos.name, photos.arguments)
+
+    def is_complete(self, photos: PhotoSet) -> bool:
+        """Whether all files of a figure over all photographs are there already."""
+        paths = photos.paths if self.figure.draw else []  # a file each, and one over all
+        return all(self.result(photos, path).is_drawn() for path in [None, *paths])
+
+    def draw(self, explanations: list) -> Drawing | Iterable[Drawing]:
+        """The Drawings of a photograph, given its Explanation by each of the networks."""
+        return self.figure.draw(explanations if self.figure.shared else explanations[0])
+
+
+def draw_figures(
+    options: argparse.Namespace, photos: PhotoSet, networks: list[Network], explain: Callable
+) -> int:
+    """Draw what the options ask for; the exit code of the run.
+
+    explain(options, network, photo, selection=…) makes an Explanation."""
+    folders = [
+        FolderEvaluation(options, network, photos, options.drawn, explain) for network in networks
+    ]
+    targets = [target for target in find_targets(options, folders) if not left_out(target, photos)]
+    of_photos = [target for target in targets if target.figure.draw or target.collector]
+    for photo, pending in pending_photos(of_photos, photos):
+        draw_photo(photo, pending, photos)
+    for target in targets:
+        if target.collector:
+            target.result(photos).write(target.collector.drawings())
+    for target in targets:
+        if target.figure.draw_folder:
+            target.result(photos).write(target.figure.draw_folder(target.folders[0]))
+    return photos.exit_code()
+
+
+def find_targets(options: argparse.Namespace, folders: list[FolderEvaluation]) -> Iterator[Target]:
+    """Every figure of every network; a shared one once for all networks."""
+    for figure in options.drawn:
+        if figure.shared:
+            yield Target(figure, joined([folder.network for folder in folders]), tuple(folders))
+            continue
+        for folder in folders:
+            collector = figure.collector(folder) if figure.collector else None
+            if collector or figure.draw or figure.draw_folder:
+                yield Target(figure, folder.network, (folder,), collector)
+
+
+def left_out(target: Target, photos: PhotoSet) -> bool:
+    """Whether a figure over all photographs is there already; if so, report it."""
+    is_over_all = target.figure.draw_folder or target.collector
+    if not is_over_all or not target.is_complete(photos):
+        return False
+    log(f"{target.network.label}, {target.figure.name}: there already")
+    return True
+
+
+def pending_photos(targets: list[Target], photos: PhotoSet) -> Iterator[tuple[Photo, list[Target]]]:
+    """Each readable Photo, and the targets that are still to be drawn of it."""
+    drawn, existing = 0, 0
+    advance = progress(len(photos.paths))
+    for path in photos.paths if targets else ():
+        pending = [
+            target
+            for target in targets
+            if target.collector or not target.result(photos, path).is_drawn()
+        ]
+        photo = photos.read(path) if pending else None
+        if photo:
+            yield photo, pending
+            drawn += 1
+        elif not pending:
+            existing += 1
+        advance()
+    if existing or (targets and len(photos.paths) > 1):
+        unreadable = len(photos.unreadable)
+        log(f"photographs: {drawn} drawn, {existing} there already, {unreadable} unreadable")
+
+
+def draw_photo(photo: Photo, targets: list[Target], photos: PhotoSet) -> None:
+    """Draw the figures of one photograph, and collect what figures over all need of it."""
+    explanations = {}  # {folder's id: Explanation}
+    for target in targets:
+        for folder in target.folders:
+            if id(folder) not in explanations:
+                explanations[id(folder)] = folder.explain(photo)
+        of_target = [explanations[id(folder)] for folder in target.folders]
+        if target.figure.draw:
+            target.result(photos, photo.path).write(target.draw(of_target))
+        if target.collector:
+            target.collector.add(of_target[0])

@@ -1,0 +1,277 @@
+"""A Keras network as a flat graph of operations: its layers by name, its ReLUs, copies of it.
+
+What is made of a network is cached for it here, and arguments of the methods are checked here.
+Nothing here knows what a network's output means (see logits.py) or where its cells lie."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cnnvis.runtime import keras
+from utils import suggest
+
+SLASH = ".."  # replaces the / of `outer/inner`, which Keras does not allow in the name of a layer
+
+
+# --- flat networks ---
+
+
+def rebuild(model: keras.Model, call: Callable, inputs: list | None = None) -> keras.Model:
+    """A functional network made anew, in which nested networks are inlined.
+
+    call(operation, name, args, kwargs) returns the output of each operation in the new network.
+    Calling an operation of the model itself would leave nodes on it."""
+    outputs = []  # in the order of the calls: the last one is the network's
+    taken = set()
+
+    def clone(network, tensors):
+        def call_operation(operation, *args, **kwargs):
+            if isinstance(operation, keras.Model):
+                clone(operation, keras.tree.flatten((args, kwargs))[:1])
+                return outputs[-1]
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", operation.name)  # as tf.function requires
+            while name in taken:
+                name = f"{network.name}{SLASH}{name}"
+            taken.add(name)
+            outputs.append(call(operation, name, args, kwargs))
+            return outputs[-1]
+
+        functional = keras.Model(network.inputs, network.outputs)  # also of a Sequential
+        return keras.models.clone_model(functional, tensors, lambda layer: layer, call_operation)
+
+    return clone(model, inputs)
+
+
+@functools.cache
+def wrapper_class() -> type:
+    """The class of the operations of a flat view; made here because Keras is imported late."""
+
+    class Wrapper(keras.Operation):
+        """An operation that calls one of another network, `.operation`."""
+
+        def __init__(self, operation, name):
+            super().__init__(name=name)
+            self.operation = operation
+
+        def call(self, *args, **kwargs):
+            return self.operation(*args, **kwargs)
+
+        def compute_output_spec(self, *args, **kwargs):
+            return self.operation.compute_output_spec(*args, **kwargs)
+
+    return Wrapper
+
+
+def flat_view(model: keras.Model, insert_after: Callable | None = None) -> keras.Model:
+    """A flat network whose operations call those of the model, which is not modified.
+
+    Each operation has one call: an operation that the model calls twice appears twice. The weights
+    are the model's own. insert_after(operation, output) may return another tensor to go on with.
+    """
+
+    def call(operation, name, args, kwargs):
+        kwargs.pop("training", None)  # some layers train by default: the outer call decides
+        output = wrapper_class()(operation, name)(*args, **kwargs)
+        return insert_after(operation, output) if insert_after else output
+
+    return rebuild(model, call)
+
+
+def wrapped(operation: keras.Operation) -> keras.Operation:
+    """The model's operation behind one of a flat view; any other operation itself."""
+    return getattr(operation, "operation", operation)
+
+
+def copy_operation(operation: keras.Operation) -> keras.Operation:
+    """A fresh copy of a layer or operation, in float32, not built."""
+    config = operation.get_config()
+    if isinstance(operation, keras.layers.Layer):
+        config["dtype"] = "float32"
+    has_activation = "activation" in vars(operation) and "activation" in config
+    if has_activation:
+        config["activation"] = "linear"
+    copy = type(operation).from_config(config)
+    if has_activation:
+        copy.activation = operation.activation  # Keras may not know it by a name
+    return copy
+
+
+# --- layers ---
+
+
+def named_layers(model: keras.Model, units: bool = False) -> dict[str, keras.Operation]:
+    """The operations with maps (h, w, K), by name, from the first convolution on.
+
+    units: dense layers too. The second of two layers of one name is `outer/inner`."""
+    layers = {}
+    started = False
+    for operation in model.operations:
+        started = started or bool(re.search("Conv|Dense", type(operation).__name__))
+        shape = getattr(operation.output, "shape", ())  # an operation may have several outputs
+        has_map = len(shape) == 4 and shape[1:3] != (1, 1)
+        is_dense = len(shape) == 2 and hasattr(operation, "kernel")
+        if started and (has_map or (units and is_dense)):
+            layers[operation.name.replace(SLASH, "/")] = operation
+    return layers
+
+
+def get_operation(model: keras.Model, name: str) -> keras.Operation:
+    """The operation of that name, with `/` or `..` in it. ValueError, with near names, for none."""
+    for operation in model.operations:
+        if operation.name == name.replace("/", SLASH):
+            return operation
+    known = [operation.name.replace(SLASH, "/") for operation in model.operations]
+    raise ValueError(f"{model.name} has no layer {name!r}{suggest(name, known)}")
+
+
+def has_weights(operation: keras.Operation) -> bool:
+    """Whether an operation, or the one that it wraps, has weights."""
+    return bool(getattr(wrapped(operation), "weights", ()))
+
+
+def function_name(operation: keras.Operation) -> str:
+    """The lower-case name of what an operation does last: its activation, or itself."""
+    operation = wrapped(operation)
+    function = getattr(operation, "activation", None) or operation
+    return getattr(function, "__name__", type(function).__name__).lower()
+
+
+def relu_ceiling(operation: keras.Operation) -> float | None:
+    """Where a ReLU, alone or as activation, is cut off: infinity, 6 of ReLU6; None: no ReLU."""
+    name = function_name(operation)
+    function = getattr(wrapped(operation), "activation", wrapped(operation))
+    sloped = getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0)
+    if name == "relu6":
+        return 6.0
+    if name != "relu" or sloped:
+        return None
+    return getattr(function, "max_value", None) or np.inf
+
+
+# --- what is made of a network once ---
+
+
+CACHE = weakref.WeakKeyDictionary()  # {model: (its layers and activations, {key: value})}
+
+
+def cached_for_model(model: keras.Model, key: Any, make: Callable) -> Any:
+    """What make(model) returns: made once, and again after the model's layers have changed.
+
+    The cache does not keep the model alive."""
+    current = list(layers_and_activations(model))
+    made_of, values = CACHE.get(model, (None, {}))
+    if made_of != current:
+        values = {}
+        CACHE[model] = current, values
+    if key not in values:
+        values[key] = make(model)
+    return values[key]
+
+
+def layers_and_activations(model: keras.Model) -> Iterator[Any]:
+    """Those of a network and of the networks inside it: objects, since an id may be reused."""
+    for operation in getattr(model, "operations", model.layers):
+        yield operation
+        yield getattr(operation, "activation", None)
+        if isinstance(operation, keras.Model):
+            yield from layers_and_activations(operation)
+
+
+# --- arguments of the methods ---
+
+
+def in_order(flat: keras.Model, layers: Sequence[str]) -> list[str]:
+    """Names of layers in the network's own order, each once. ValueError for unknown ones."""
+    if isinstance(layers, str):
+        raise ValueError(f"Expected a list of layer names, [{layers!r}]. Received: {layers!r}")
+    operations = list(flat.operations)
+    positions = {name: operations.index(get_operation(flat, name)) for name in layers}
+    return sorted(positions, key=positions.get)
+
+
+def depends_only_on(flat: keras.Model, tensor: Any, wanted: Sequence[Any]) -> bool:
+    """Whether the wanted tensors, and the network's output, depend on the input through one tensor
+    alone."""
+    dependent = {id(tensor)}
+    for operation in flat.operations:
+        inputs = [id(each) in dependent for each in keras.tree.flatten(operation.input)]
+        if any(inputs) and not all(inputs):
+            return False
+        if any(inputs):
+            dependent.update(id(each) for each in keras.tree.flatten(operation.output))
+    return all(id(each) in dependent for each in [*wanted, flat.outputs[0]])
+
+
+def check_input(model: keras.Model, x: Any) -> None:
+    """ValueError unless x is the input of one photograph, (1, H, W, channels)."""
+    expected, received = (1, *model.inputs[0].shape[1:]), np.shape(x)
+    pairs = itertools.zip_longest(expected, received, fillvalue=0)
+    if not all(side in (None, count) for side, count in pairs):
+        raise ValueError(f"Expected x of one photograph, {expected}. Received: {received}")
+
+
+def check_classes(model: keras.Model, classes: Sequence[int], top: int = 0) -> None:
+    """ValueError unless classes are indices of the network's classes, at least one with `top`."""
+    count = model.outputs[0].shape[-1]
+    expected = f"Expected classes as a list of indices from 0 to {count - 1}"
+    if np.ndim(classes) != 1:
+        raise ValueError(f"{expected}. Received: classes={classes!r}")
+    unknown = [index for index in classes if index not in range(count)]
+    if unknown or len(classes) + top < 1:
+        raise ValueError(f"{expected}. Received: {unknown or 'none'}")
+
+
+def check_gradient(gradient: Any, name: str) -> None:
+    """ValueError where there is no gradient, because the logits do not depend on a layer."""
+    if gradient is None:
+        raise ValueError(f"No gradient of the logits reaches {name}: they do not depend on it")
+
+
+def check_channels_last(flat: keras.Model) -> None:
+    """ValueError for a flat network with a layer that has its channels first."""
+    for layer in map(wrapped, flat.operations):
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise ValueError(f"{layer.name} is channels_first. Expected: channels_last")
+
+
+# --- what TensorFlow cannot do with every network ---
+
+
+BATCHED_MATRICES = re.compile(
+    "Attention|Einsum|MatMul|Matmul|Dot|RNN|LSTM|GRU|Bidirectional|TimeDistributed"
+)
+
+
+def needs_single_gradients(flat: keras.Model) -> bool:
+    """Whether a vectorised jacobian may be wrong for a network.
+
+    Where batches of matrices are multiplied, TensorFlow's oneDNN broadcasts them wrongly (2.21,
+    AVX-512). Layers that are not Keras's own may contain anything."""
+    for operation in flat.operations:
+        kind = type(wrapped(operation))
+        is_deep_dense = kind.__name__ == "Dense" and len(operation.output.shape) > 2
+        multiplies = is_deep_dense or BATCHED_MATRICES.search(kind.__name__)
+        if multiplies or not kind.__module__.startswith("keras."):
+            return True
+    return False
+
+
+def breaks_eagerly(flat: keras.Model) -> bool:
+    """Whether an eager gradient may end the process.
+
+    TensorFlow computes the gradient of the filters too, and oneDNN's kernel for 1 x 1 filters with
+    strides and few channels writes past its memory."""
+    for operation in flat.operations:
+        layer = wrapped(operation)
+        is_strided = max(getattr(layer, "strides", (1,))) > 1
+        is_pointwise = max(getattr(layer, "kernel_size", (3,))) == 1
+        if is_strided and is_pointwise and operation.input.shape[-1] < 16:
+            return True
+    return False

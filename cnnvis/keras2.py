@@ -1,0 +1,126 @@
+"""Configs of networks saved by Keras 2, converted to what Keras 3 reads: dictionaries in and out.
+
+Sources: what tf_keras 2.21 writes (`get_config` of its layers; engine/functional.py,
+`get_network_config`, which counts calls of a nested network from 1); what Keras 3.15 reads
+(models/functional.py, `functional_from_config`, `deserialize_node`; models/sequential.py;
+legacy/saving/saving_utils.py); keras issues 19151, 20084; teachablemachine-community issue 403.
+Files are read elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+IGNORED_KEYS = ("module", "registered_name", "build_config", "compile_config")
+REMOVED_ARGUMENTS = {  # by patterns of class names: what layers of Keras 3 no longer take
+    "": "time_major rng_type",
+    "Depthwise|Separable|Transpose": "groups",
+    "Separable": "kernel_initializer kernel_regularizer kernel_constraint",
+    "SpatialDropout": "trainable noise_shape",
+    "Zeros|Ones|Constant|Random|Truncated|Variance|Orthogonal|Identity|Glorot|He|Lecun": "dtype",
+}
+
+
+def config_parts(config: Any) -> Iterator[dict]:
+    """Every dictionary in a config, from the outside in."""
+    waiting = [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+            waiting += reversed(list(part.values()))
+        elif isinstance(part, list):
+            waiting += reversed(part)
+
+
+def convert_config(config: dict) -> dict:
+    """The config of a whole network of Keras 2 as Keras 3 reads it. ValueError: no network."""
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise ValueError("its config describes no network")
+    network = convert_part(config)
+    if network["class_name"] == "Functional":
+        network["class_name"] = "Model"  # its public name
+    return {"module": "keras", **network}
+
+
+def convert_part(part: Any) -> Any:
+    """A part of a config, and all that is inside it, as Keras 3 reads it."""
+    if isinstance(part, list):
+        return [convert_part(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    converted = {key: convert_part(value) for key, value in part.items() if key not in IGNORED_KEYS}
+    kind, config = converted.get("class_name"), converted.get("config")
+    if kind in ("Policy", "PolicyV1", "function"):  # mixed precision; an activation: their names
+        return config if kind == "function" else config["name"]
+    if ">" in (part.get("registered_name") or ""):
+        converted["class_name"] = part["registered_name"]  # PACKAGE>NAME, a class of one's own
+    if kind == "Sequential":
+        converted["config"] = convert_sequential(config, converted.get("name", "sequential"))
+    elif isinstance(config, dict) and "input_layers" in config:
+        convert_functional(config)
+    elif kind and isinstance(config, dict):
+        convert_arguments(kind, config)
+    return converted
+
+
+def convert_sequential(config: Any, name: str) -> dict:
+    """Keras up to 2.2 wrote a bare list of layers, and no InputLayer."""
+    if isinstance(config, list):
+        config = {"name": name, "layers": config}
+    if not config["layers"]:
+        raise ValueError("it is a Sequential network without layers")
+    first = config["layers"][0]
+    shape = first["config"].get("batch_input_shape")
+    if first["class_name"] != "InputLayer" and shape:
+        input_layer = {"class_name": "InputLayer", "config": {"batch_input_shape": shape}}
+        config["layers"].insert(0, input_layer)
+    for layer in config["layers"][1:]:
+        layer["config"].pop("batch_input_shape", None)
+    return config
+
+
+def convert_functional(config: dict) -> None:
+    """Count the calls of nested networks from 0, and write a single input or output bare."""
+    nested = {
+        each["name"]: each["class_name"] for each in config["layers"] if "layers" in each["config"]
+    }
+    for key in ("input_layers", "output_layers"):
+        if isinstance(config[key], dict):  # a network whose input or output is a dict
+            config[key] = list(config[key].values())
+        if config[key] and isinstance(config[key][0], str):
+            config[key] = [config[key]]
+    calls = references([layer["inbound_nodes"] for layer in config["layers"]])
+    outputs = references(config["output_layers"])  # Keras 3 counts those of a Functional itself
+    calls += [each for each in outputs if nested.get(each[0]) == "Sequential"]
+    for call in calls:
+        if call[0] in nested:
+            call[1] -= 1
+    for key in ("input_layers", "output_layers"):
+        if len(config[key]) == 1:
+            config[key] = config[key][0]
+
+
+def references(nodes: Any) -> list[list]:
+    """The lists [layer, number of its call, number of its output, ...] among nested lists."""
+    if isinstance(nodes, dict):
+        nodes = list(nodes.values())
+    if not isinstance(nodes, list):
+        return []
+    if nodes and isinstance(nodes[0], str):
+        return [nodes]
+    return [reference for node in nodes for reference in references(node)]
+
+
+def convert_arguments(kind: str, config: dict) -> None:
+    """Remove from a layer's config what Keras 3 does not take."""
+    for pattern, names in REMOVED_ARGUMENTS.items():
+        if re.match(pattern, kind) or (pattern and re.search(pattern, kind) and names != "dtype"):
+            for name in names.split():
+                config.pop(name, None)
+    if config.get("distribution") == "normal":  # of VarianceScaling, up to Keras 2.2
+        config["distribution"] = "truncated_normal"
+    layer = config.get("layer")  # of a Bidirectional or TimeDistributed
+    if isinstance(layer, dict) and ">" not in layer["class_name"]:
+        layer["module"] = "keras.layers"

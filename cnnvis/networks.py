@@ -1,0 +1,374 @@
+"""The network of a run: its weights, and which layers, kernels and classes of it are drawn.
+
+A script describes its own network by a ModelSpec; a saved network replaces it. Reading files is
+in saved_models.py, drawing is not in here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cnnvis.geometry import Geometry, inner_cells, layer_geometries
+from cnnvis.graph import SLASH, get_operation, named_layers
+from cnnvis.logits import open_with_kind, probabilities
+from cnnvis.runtime import abbreviate, keras, log, quiet
+from cnnvis.saved_models import explain_error, import_code, is_loading_error, load_saved_model
+from utils import (
+    ClassNames,
+    Selection,
+    UserError,
+    preprocess_input,
+    read_classes,
+    suggest,
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How a script's own network is built and drawn."""
+
+    label: str  # in titles
+    build: Callable  # build(weights) -> Keras model with logits; None: untrained
+    weight_files: tuple  # published names of its weights
+    default_layers: tuple  # wildcards: what --layers all draws
+    main_layer: str | None = None  # of figures of one layer; None: the last of default_layers
+    size: tuple = (224, 224)
+    preprocess: str = "caffe"
+    load: Callable = lambda model, path: model.load_weights(path)
+    known_classes: Path | None = None  # a text file of the classes that bundled weights know
+    row_of: Callable | None = None  # row_of(layer): its row on the page of layers; None: a grid
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, which of its layers and classes are drawn, and how it is fed."""
+
+    model: Any  # flat Keras model with logits for output
+    label: str  # in titles
+    layers: list  # names, of figures of several layers
+    main_layer: str  # of figures of one layer
+    classes: ClassNames
+    selection: Selection  # of classes
+    kind: str  # how logits become probabilities, see logits.probabilities
+    preprocess: str
+    fit: str
+    interpolation: str
+    geometries: dict = field(repr=False, default_factory=dict)  # {operation: Geometry or None}
+    heading: str = ""  # in headings, where it differs from the label
+    row_of: Callable | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in file names and array keys."""
+        return self.label.lower()
+
+    def keyed(self, arrays: dict) -> dict:
+        """Arrays to save, under the network's name."""
+        return {f"{self.name}/{key}": array for key, array in arrays.items()}
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """The network's input of an image, float32 (1, H, W, channels)."""
+        _, *size, channels = self.model.inputs[0].shape
+        how = (self.preprocess, channels, self.fit, self.interpolation)
+        return preprocess_input(image, tuple(size), *how)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """float32 (N, n_classes) of inputs (N, H, W, channels)."""
+        return self.model(x, training=False).numpy()
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """float32 of the shape of logits; of a regression the number itself."""
+        return probabilities(logits, self.kind)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Probabilities (N, n_classes) of inputs (N, H, W, channels)."""
+        return self.probabilities(self.logits(x))
+
+    def activations(self, layer: str, x: np.ndarray) -> np.ndarray:
+        """Feature maps of a layer, float32 (h, w, K), of one input; (1, 1, K) of a dense layer."""
+        output = get_operation(self.model, layer).output
+        values = keras.Model(self.model.inputs[0], output)(x, training=False)[0].numpy()
+        return values.reshape((1, 1, -1)) if values.ndim == 1 else values
+
+    def geometry(self, layer: str) -> Geometry | None:
+        """Where the cells of a layer are; None where that is unknown, as for dense layers."""
+        return self.geometries.get(get_operation(self.model, layer).name.replace(SLASH, "/"))
+
+    def inner_cells(self, layer: str) -> np.ndarray:
+        """The cells of a layer, bool (h, w), that no border of the photograph reaches."""
+        shape = get_operation(self.model, layer).output.shape
+        if len(shape) != 4:
+            return np.ones((1, 1), bool)
+        return inner_cells(self.geometry(layer), *shape[1:3])
+
+
+# --- opening ---
+
+
+def open_network_for(options: argparse.Namespace, spec: ModelSpec, photos: Any) -> Network:
+    """The Network that the options ask for: the script's own, or a saved one.
+
+    photos: the PhotoSet of the run, whose sub-folders may name a saved network's classes.
+    UserError: unknown weights, layers, kernels or classes."""
+    with quiet():
+        keras.utils.set_random_seed(options.seed)  # the first operation starts the devices
+    if options.weights.saved:
+        return open_saved(options, spec, photos.subfolders)
+    has_names = options.layers != ["all"] or options.kernels.indices
+    if has_names or options.list_layers:  # wrong names are reported before weights are fetched
+        untrained = own_network(options, spec, spec.build(None))
+        if options.list_layers:
+            return untrained
+    return own_network(options, spec, load_weights(options, spec))
+
+
+def open_smallest(
+    options: argparse.Namespace,
+    photos: Any,
+    without_top: ModelSpec,
+    with_top: ModelSpec,
+    classifier: tuple,
+) -> Network:
+    """The Network without its classifier, which is a smaller download, unless a figure, a layer or
+    the weights need it. classifier: names of its layers, for wildcards."""
+    needs_top = options.list_layers or any(figure.needs_classifier for figure in options.drawn)
+    needs_top = needs_top or any(
+        fnmatch.filter(classifier, word.lower()) for word in options.layers
+    )
+    if options.weights.path:
+        file = published_file(
+            options.weights.path, without_top.weight_files + with_top.weight_files
+        )
+        with contextlib.suppress(OSError), h5py.File(file) as weights:
+            needs_top = needs_top or any(name in weights for name in classifier)
+    return open_network_for(options, with_top if needs_top else without_top, photos)
+
+
+def load_weights(options: argparse.Namespace, spec: ModelSpec) -> Any:
+    """The script's own model with the weights that the options name."""
+    word, path = options.weights.word, options.weights.path
+    if word == "random":
+        return spec.build(None)
+    try:
+        if word:
+            return spec.build(word)
+        model = spec.build(None)
+        spec.load(model, published_file(path, spec.weight_files))
+        return model
+    except Exception as error:
+        if not is_loading_error(error):
+            raise
+        home = os.environ.get("KERAS_HOME", "~/.keras")
+        others = "bundled, random or a file" if spec.known_classes else "random or a file"
+        hint = f"put {spec.weight_files[0]} into {home}/models, or give --weights {others}"
+        if path:
+            hint = f"give {spec.label}'s weights, or a whole network, saved as mine.keras"
+        what = f"{path or f'{word} weights'} into {spec.label}"
+        raise UserError(f"cannot load {what}: {explain_error(error, path)} ({hint})") from error
+
+
+def published_file(path: Path, names: tuple) -> Path:
+    """A file; of a folder, its first file with one of the published names. UserError: none."""
+    if not path.is_dir():
+        return path
+    files = [path / name for name in names if (path / name).exists()]
+    if not files:
+        raise UserError(f"the folder {path} does not hold {' or '.join(names)}")
+    return files[0]
+
+
+def own_network(options: argparse.Namespace, spec: ModelSpec, model: Any) -> Network:
+    """The Network of the script's own model."""
+    has_classifier = len(model.output.shape) == 2
+    without = [figure.name for figure in options.drawn if figure.needs_classifier]
+    if without and not has_classifier and not options.list_layers:
+        lack = f"{options.weights.title} weights of {spec.label} have no classifier"
+        raise UserError(f"{lack}, which {without[0]} needs: choose other --weights or --figures")
+    classes = read_classes() if has_classifier else ClassNames([], [])
+    network = select_parts(options, spec, model, spec.label, classes, "softmax")
+    network = replace(network, row_of=spec.row_of)
+    if options.weights.word != "bundled" or not spec.known_classes:
+        return network
+    lines = spec.known_classes.read_text(encoding="utf-8").splitlines()
+    known = {int(line.split()[0]) for line in lines if line[:1].isdigit()}
+    for index in set(network.selection.indices) - known:
+        what = f"{classes.title(index)}: the known classes are in Image/{spec.known_classes.name}"
+        raise UserError(f"bundled weights do not know {what}")
+    return replace(network, heading=f"{spec.label}, {len(known)} classes")
+
+
+def open_saved(options: argparse.Namespace, spec: ModelSpec, subfolders: list) -> Network:
+    """The Network in a file that holds a whole one."""
+    path = options.weights.path
+    if options.import_:
+        import_code(options.import_)
+    model = load_saved_model(path)
+    is_open = None in getattr(model, "inputs", [None])[0].shape[1:] if model.inputs else False
+    size = options.size or spec.size
+    try:
+        opened, kind = open_with_kind(model, size, pair=bool(options.labels))
+        check_shapes(opened)
+    except ValueError as error:
+        raise UserError(f"cannot draw the network {path}: {error}") from error
+    if is_open:
+        chosen = "--size" if options.size else f"{spec.label}'s; --size H,W gives another"
+        log(f"{path.name} takes pictures of any size: {size[0]},{size[1]} is taken ({chosen})")
+    elif options.size:
+        log(f"--size is not used: {path.name} takes pictures of {opened.inputs[0].shape[1:3]}")
+    if kind == "log":
+        log(f"{path.name}: its softmax or sigmoid cannot be removed: the maps explain log p")
+    count = opened.outputs[0].shape[-1]
+    classes = read_classes(options.labels, count)
+    if not options.labels and len(subfolders) == count != 1000:  # as image_dataset_from_directory
+        named = abbreviate(subfolders)
+        log(f"its classes are the sub-folders in sorted order: {named}; --labels names others")
+        classes = ClassNames([""] * count, list(subfolders))
+    return select_parts(options, spec, opened, options.name or path.stem, classes, kind)
+
+
+def check_shapes(model: Any) -> None:
+    """ValueError where a map has another shape than its layer declares, as RandomCrop's may."""
+    operations = list(named_layers(model).values()) or model.operations[:1]
+    outputs = [operation.output for operation in operations]
+    zeros = np.zeros((1, *model.inputs[0].shape[1:]), np.float32)
+    values = keras.tree.flatten(keras.Model(model.inputs[0], outputs)(zeros, training=False))
+    for operation, value in zip(operations, values, strict=True):
+        declared, received = tuple(operation.output.shape[1:]), tuple(value.shape[1:])
+        if declared != received:
+            raise ValueError(
+                f"{operation.name} declares maps of {declared} and returns {received}: "
+                "a layer before it lets larger pictures through, as RandomCrop does"
+            )
+
+
+# --- layers, kernels, preprocessing ---
+
+
+def select_parts(
+    options: argparse.Namespace,
+    spec: ModelSpec,
+    model: Any,
+    label: str,
+    classes: ClassNames,
+    kind: str,
+) -> Network:
+    """A Network with the layers, kernels and classes that the options choose. UserError: unknown
+    ones."""
+    geometries = layer_geometries(model)
+    layers, main_layer = choose_layers(options, spec, model, geometries)
+    check_kernels(options, model, layers, main_layer)
+    selection = classes.select(options.classes) if len(classes) else Selection()
+    network = Network(
+        model=model,
+        label=label,
+        layers=layers,
+        main_layer=main_layer,
+        classes=classes,
+        selection=selection,
+        kind=kind,
+        preprocess=choose_preprocessing(options, spec, model),
+        fit=options.fit,
+        interpolation=options.resize,
+        geometries=geometries,
+    )
+    for name in dict.fromkeys([*layers, main_layer]):
+        has_map = len(get_operation(model, name).output.shape) == 4
+        if has_map and options.place == "field" and not network.geometry(name):
+            log(f"{name}: the positions of its cells are unknown, its maps are stretched")
+    return network
+
+
+def choose_layers(
+    options: argparse.Namespace, spec: ModelSpec, model: Any, geometries: dict
+) -> tuple[list[str], str]:
+    """Names of the layers drawn, and the one of figures of one layer. UserError: unknown ones."""
+    known = named_layers(model, units=options.draws_units)
+    words, main_layer = options.layers, None
+    if words == ["all"] and options.weights.saved:
+        words = last_of_resolutions(named_layers(model), geometries)
+    elif words == ["all"]:
+        words, main_layer = spec.default_layers, spec.main_layer
+    chosen = []
+    for word in words:
+        matches = [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())]
+        if not matches:
+            hint = suggest(word, list(known)) or ": see --list-layers"
+            raise UserError(f"{model.name} has no layer {word}{hint}")
+        chosen += matches
+    if not chosen:
+        raise UserError(f"{model.name} has no layer with a map: see --list-layers")
+    return list(dict.fromkeys(chosen)), main_layer or chosen[-1]
+
+
+def last_of_resolutions(layers: dict, geometries: dict) -> list[str]:
+    """Names of the last layer of every resolution; of those with known positions, if any."""
+    with_geometry, last = {}, {}
+    for name, operation in layers.items():
+        if re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__):
+            continue
+        resolution = operation.output.shape[1:3]
+        last[resolution] = name
+        if geometries[name]:
+            with_geometry[resolution] = name
+    return list((with_geometry or last).values())
+
+
+def check_kernels(
+    options: argparse.Namespace, model: Any, layers: list[str], main_layer: str
+) -> None:
+    """UserError for kernels that a layer drawn does not have."""
+    layer_of = {"main": main_layer, "last": layers[-1]}
+    for name in {layer_of[figure.kernels_of] for figure in options.drawn if figure.kernels_of}:
+        count = get_operation(model, name).output.shape[-1]
+        unknown = [kernel for kernel in options.kernels.indices if kernel >= count]
+        if unknown:
+            raise UserError(f"{name} has kernels 0 to {count - 1}, not {unknown[0]}")
+
+
+def choose_preprocessing(options: argparse.Namespace, spec: ModelSpec, model: Any) -> str:
+    """How pixels are prepared: as the options say; by default as the script's own network wants
+    it, and not at all for a saved network that begins with preprocessing of its own."""
+    asked = options.preprocess
+    if not options.weights.saved:
+        return spec.preprocess if asked == "auto" else asked
+    file = options.weights.path.name
+    own = own_preprocessing(model)
+    if own and asked == "auto":
+        log(f"{file} begins with preprocessing of its own, {own}: --preprocess none")
+        return "none"
+    if asked == "auto":
+        assumed = f"it is fed as {spec.label} is, --preprocess {spec.preprocess}"
+        log(f"{file} has no preprocessing of its own: {assumed}")
+        return spec.preprocess
+    if own and asked != "none":
+        log(f"{file} begins with {own}: if --preprocess {asked} is one too many, give none")
+    return asked
+
+
+def own_preprocessing(model: Any) -> str:
+    """The name of an operation before the first convolution that changes values, or nothing."""
+    for operation in model.operations[1:]:
+        kind = type(operation).__name__
+        if "Conv" in kind:
+            return ""
+        if not isinstance(operation, keras.layers.Layer) or kind in ("Rescaling", "Normalization"):
+            return operation.name
+    return ""
+
+
+def print_layers(options: argparse.Namespace, network: Network) -> int:
+    """Print the names that --layers takes to stdout; the exit code."""
+    names = named_layers(network.model, units=options.draws_units)
+    print(*names, sep="\n", file=sys.__stdout__)
+    return 0

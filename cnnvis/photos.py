@@ -1,0 +1,186 @@
+"""The photographs of a run: finding them, naming their results, reading them.
+
+Nothing is decoded before it is needed, but for a single photograph, whose faults are reported at
+once. Preprocessing is in utils.py."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import glob
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cnnvis.results import shorten
+from cnnvis.runtime import log
+from utils import IMAGE_FOLDER, UserError, load_image, sub_folders
+
+# The last ones are not read, only reported
+PHOTO_ENDINGS = ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff"
+PHOTO_ENDINGS += " .heic .heif .avif .dng .cr2 .nef .arw"
+RESULT_NAME = re.compile(
+    r"_(layers|classes|negative|one_class|kernels|guided|overlay_[^_]+|trust|boxes(_summary)?"
+    r"|failures_[^_]+|projections|blocks|comparison|top9|occlusion)\.(jpg|png)$"
+)
+STEM_LIMIT = 150  # bytes of the part of a file name that comes from a photograph
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph: its path, what its results are called, and its pixels."""
+
+    path: Path
+    stem: str
+    image: np.ndarray  # uint8 (H, W, 3), RGB
+
+
+@dataclass
+class PhotoSet:
+    """The photographs of a run."""
+
+    paths: list
+    stems: dict  # {path: what its results are called}
+    name: str  # what the results over all photographs are called
+    arguments: tuple  # the words for them, as paths
+    subfolder_of: dict  # {path: the sub-folder of a given folder that holds it}
+    subfolders: list  # every sub-folder of the given folders, sorted
+    upright: bool = True  # turn photographs by their EXIF orientation
+    unreadable: dict = field(default_factory=dict)  # {path: why}
+    decoded: dict = field(default_factory=dict)  # {path: pixels} of a single photograph
+
+    def read(self, path: Path) -> Photo | None:
+        """The Photo, or None for one that cannot be read, which is reported once."""
+        try:
+            image = self.decoded.get(path)
+            if image is None:
+                image = load_image(path, self.upright)
+            return Photo(path, self.stems[path], image)
+        except UserError as error:
+            if path not in self.unreadable:
+                log(f"skipped: {error}")
+            self.unreadable[path] = str(error)
+            return None
+
+    def readable(self) -> Iterator[Photo]:
+        """Every Photo that can be read, in order."""
+        return filter(None, map(self.read, self.paths))
+
+    def exit_code(self) -> int:
+        """0; 1 where some photographs could not be read, 2 where none could."""
+        if len(self.unreadable) == len(self.paths):
+            return 2
+        return 1 if self.unreadable else 0
+
+
+def find_photos(options: argparse.Namespace, images: str | Sequence[str]) -> PhotoSet:
+    """The photographs asked for. images: the script's constant, relative to the script."""
+    constant = [images] if isinstance(images, str | Path) else images
+    arguments = options.images or [str(IMAGE_FOLDER.parent / image) for image in constant]
+    paths = expand_arguments(arguments)
+    roots = [Path(word) for word in arguments if os.path.isdir(word)]
+    stems = name_results(paths)
+    photos = PhotoSet(
+        paths=paths,
+        stems=stems,
+        name=set_name(arguments, roots, paths, stems),
+        arguments=tuple(map(Path, arguments)),
+        subfolder_of=find_subfolders(roots, paths),
+        subfolders=sorted({folder for root in roots for folder in sub_folders(root)}),
+        upright=not options.as_stored,
+    )
+    if len(paths) == 1:  # a broken one is reported at once, and a good one is decoded once
+        photos.decoded[paths[0]] = load_image(paths[0], photos.upright)
+    return photos
+
+
+def set_name(arguments: Sequence[str], roots: list, paths: list, stems: dict) -> str:
+    """What results over all photographs are called: the folder, or the first and a digest."""
+    first = stems[paths[0]]
+    if len(arguments) == len(roots) == 1:
+        return shorten(roots[0].resolve().name.lower(), STEM_LIMIT)
+    if len(paths) == 1:
+        return first
+    resolved = b"\n".join(os.fsencode(path.resolve()) for path in paths)
+    digest = hashlib.sha1(resolved).hexdigest()[:6]
+    return f"{first}_and_{len(paths) - 1}_more_{digest}"
+
+
+def find_subfolders(roots: Sequence[Path], paths: Sequence[Path]) -> dict[Path, str]:
+    """{photograph: the name of the sub-folder of one of the given folders that holds it}."""
+    subfolders = {}
+    for path, root in itertools.product(paths, roots):
+        inner = path.relative_to(root).parts if path.is_relative_to(root) else ()
+        if len(inner) > 1:
+            subfolders[path] = inner[0]
+    return subfolders
+
+
+def expand_arguments(arguments: Sequence[str]) -> list[Path]:
+    """The paths of photographs among files, patterns and folders, in order, each once."""
+    found = []
+    for word in arguments:
+        if not word or re.match(r"[a-zA-Z]+://", word):
+            what = word or "an empty word"
+            raise UserError(f"{what} is no file: give a file; download what an address names first")
+        paths = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
+        for path in map(Path, paths or [word]):
+            found += walk(path) if path.is_dir() else [path]
+    if not found:
+        raise UserError(f"no photographs in {', '.join(arguments)} (endings: {PHOTO_ENDINGS})")
+    return list(dict.fromkeys(found))
+
+
+def walk(folder: Path) -> list[Path]:
+    """The photographs in a folder and below it, sorted, without hidden ones and our own results.
+
+    Links to folders are followed; each real folder is read once, by its own path if it has one."""
+    found, visited, endings = [], set(), PHOTO_ENDINGS.split()
+    pending = [folder]  # the folder, then the links to folders that were met
+    while pending:
+        for place, subfolders, files in os.walk(pending.pop(0)):
+            real = os.path.realpath(place)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            if real in visited:
+                subfolders.clear()
+                continue
+            visited.add(real)
+            pending += [link for name in subfolders if (link := Path(place, name)).is_symlink()]
+            paths = [Path(place, name) for name in files if not name.startswith(".")]
+            found += [path for path in paths if path.suffix.lower() in endings]
+    return [path for path in sorted(found) if path.is_file() and not is_result(path)]
+
+
+def is_result(path: Path) -> bool:
+    """Whether a picture is one of our own, by its name and its metadata."""
+    if not RESULT_NAME.search(path.name):
+        return False
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            about = image.info.get("comment") or image.info.get("Subject") or ""
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return '"photographs": [' in str(about)
+
+
+def name_results(paths: Sequence[Path]) -> dict[Path, str]:
+    """{path: what its results are called}: stems in lower case, no two the same."""
+    stems, taken = {}, set()
+    cut = functools.partial(shorten, limit=STEM_LIMIT)
+    for path in paths:
+        stem = cut(path.stem.lower())
+        if stem in taken:
+            parent = path.resolve().parent.name
+            stem = cut(f"{parent}_{path.name.replace('.', '_')}".lower())
+        while stem in taken:
+            stem += "_"
+        stems[path] = stem
+        taken.add(stem)
+    return stems

@@ -1,0 +1,225 @@
+"""Results on disk: what files are called, what they carry in their metadata, and writing them.
+
+Names are a pure function of the run. What a figure shows is not in here."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import functools
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from PIL import Image, PngImagePlugin
+
+from cnnvis.pages import Bar, make_page, matplotlib_defaults
+from cnnvis.runtime import log, log_once
+from utils import UserError
+
+JPEG_LIMIT = 65500  # pixels: the largest height that libjpeg allows
+NAME_LIMIT = 170  # bytes of a file name of at most 255: photographs and network
+STEM_LIMIT = 230  # figure and suffix too; `.EXTENSION` and what hides a part of a file follow
+QUALITY = 92  # of JPEGs
+
+
+@dataclass
+class Drawing:
+    """The contents of one file: a page of rows of tiles, or a picture, or a table."""
+
+    rows: list | None = None  # lists of Tiles
+    note: str = ""
+    arrays: dict = field(default_factory=dict)  # for --arrays
+    bars: list | None = None  # Bars; None: that of heat maps
+    picture: np.ndarray | None = None  # uint8 (H, W, 3), without a page around it
+    table: str | None = None  # text of a CSV file
+    suffix: str = ""  # in the file name, where a figure has several files
+
+
+@dataclass
+class Result:
+    """The files of a figure: by which network, of which photographs, what they are called."""
+
+    options: argparse.Namespace
+    figure: str
+    extension: str
+    network: Any
+    paths: tuple  # of the photographs
+    stem: str  # what the results of these photographs are called
+    arguments: tuple = ()  # the words for several photographs, such as a folder that may grow
+
+    @functools.cached_property
+    def settings(self) -> dict:
+        """What the figure is drawn with, for metadata: names, never folders."""
+        options = vars(self.options)
+        settings = {name.rstrip("_"): options[name] for name in self.options.constants}
+        settings |= {"weights": self.options.weights.title, "arrays": self.options.arrays}
+        for key in ("labels", "boxes", "import"):
+            settings[key] = Path(str(settings.get(key, ""))).name
+        settings.pop("output", None)
+        settings.pop("figures", None)  # one figure does not depend on the others
+        figure = {"script": self.options.script, "figure": self.figure}
+        names = [path.name for path in self.paths[:9]]
+        photos = {"network": self.network.name, "photographs": names, "album": self.photo_digest}
+        return {**figure, **photos, **settings}
+
+    @functools.cached_property
+    def photo_digest(self) -> str:
+        """Twelve hex digits of the photographs that were asked for."""
+        resolved = "\n".join(str(path.resolve()) for path in self.arguments or self.paths)
+        return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hex digits that change with the settings, and with the files that were read."""
+        named = [self.options.labels, getattr(self.options, "boxes", "")]
+        files = [*self.paths, self.options.weights.path, *named]
+        stamps = [os.stat(path).st_mtime_ns for path in files if path and os.path.exists(path)]
+        text = json.dumps([self.settings, stamps], default=str)
+        return hashlib.sha1(text.encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The stem of the file names."""
+        name = shorten(f"{self.stem}_{self.network.name}", NAME_LIMIT)
+        return f"{name}_{self.figure}"
+
+    def path(self, extension: str, suffix: str = "") -> Path:
+        """Where a file is written."""
+        stem = shorten(f"{self.name}{suffix}", STEM_LIMIT)
+        return self.options.output / f"{stem}.{extension}"
+
+    def is_drawn(self) -> bool:
+        """Whether --skip-existing leaves the figure out: all its files exist with this digest."""
+        if not self.options.skip_existing:
+            return False
+        wanted, existing = 1, 0
+        for path in self.options.output.glob(f"{glob.escape(self.name)}*"):
+            if path.suffix not in (f".{self.extension}", ".png"):
+                continue
+            content = path.read_bytes()
+            if self.digest.encode() in content:
+                existing += 1
+                counted = re.search(rb'"files": (\d+)', content)
+                wanted = int(counted[1]) if counted else 1
+        return existing >= wanted
+
+    # --- writing ---
+
+    def write(self, drawings: Drawing | Iterable[Drawing]) -> None:
+        """Write the files of a figure, the arrays of each before its picture."""
+        drawings = [drawings] if isinstance(drawings, Drawing) else list(drawings)
+        for drawing in drawings:
+            if drawing.table is not None:
+                table = drawing.table.encode("utf-8")
+                write_whole(self.path("csv", drawing.suffix), functools.partial(put, table))
+                continue
+            page = self.page(drawing) if drawing.picture is None else drawing.picture
+            if self.options.arrays:
+                save = functools.partial(np.savez, **drawing.arrays)
+                write_whole(self.path("npz", drawing.suffix), save)
+            self.write_picture(page, drawing.suffix, len(drawings))
+
+    def page(self, drawing: Drawing) -> Figure:
+        """The page of a drawing, as a matplotlib figure."""
+        options, network = self.options, self.network
+        label = network.heading or network.label
+        method = getattr(options, "method", "")
+        method = f" · {method}" if method and self.figure_has_maps else ""
+        figure = self.figure.replace("_", " ")
+        heading = f"{label} · {figure}{method} · weights: {options.weights.title}"
+        bars = [Bar(options.colormap, "max")] if drawing.bars is None else drawing.bars
+        return make_page(drawing.rows, heading, drawing.note, bars, options.scale)
+
+    @property
+    def figure_has_maps(self) -> bool:
+        """Whether the figure depends on the CAM method."""
+        return not any(each.kernels_of for each in self.options.drawn if each.name == self.figure)
+
+    def write_picture(self, page: Figure | np.ndarray, suffix: str, count: int) -> None:
+        """Write a page or a picture. count: the number of files of the figure."""
+        about = json.dumps({**self.settings, "files": count, "digest": self.digest}, default=str)
+        extension = self.extension
+        height = page.bbox.height if isinstance(page, Figure) else page.shape[0]
+        if extension == "jpg" and height > JPEG_LIMIT:
+            extension = "png"
+            log(f"{self.name}{suffix}: {height:,.0f} pixels high, more than a JPEG can be: as PNG")
+        save = save_page if isinstance(page, Figure) else save_pixels
+        fill = functools.partial(save, page=page, extension=extension, about=about)
+        write_whole(self.path(extension, suffix), fill)
+
+
+def save_page(file: io.BytesIO, page: Figure, extension: str, about: str) -> None:
+    """Save a page, with what it was drawn with as metadata."""
+    how = {"format": extension, "metadata": {"Subject": about}}
+    if extension == "jpg":
+        how = {"format": "jpg", "pil_kwargs": {"quality": QUALITY, "comment": about}}
+    with matplotlib_defaults():
+        page.savefig(file, **how)
+
+
+def save_pixels(file: io.BytesIO, page: np.ndarray, extension: str, about: str) -> None:
+    """Save a picture, uint8 (H, W, 3), as it is."""
+    image = Image.fromarray(page)
+    if extension == "jpg":
+        image.save(file, "JPEG", quality=QUALITY, comment=about.encode())
+    elif extension == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Subject", about)
+        image.save(file, "PNG", pnginfo=info)
+    else:
+        with matplotlib_defaults():
+            imsave(file, page, format=extension, metadata={"Subject": about})
+
+
+def put(data: bytes, file: io.BytesIO) -> None:
+    """Write bytes."""
+    file.write(data)
+
+
+def write_whole(path: Path, fill: Callable) -> None:
+    """Write a file under a hidden name and rename it, so that it appears whole or not at all.
+
+    fill(file) writes the contents. The path is printed on stdout."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    file = io.BytesIO()
+    fill(file)
+    try:
+        part.write_bytes(file.getbuffer())
+        os.replace(part, path)
+    except OSError as error:  # the message of a full disk does not name the file
+        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    list_file(path)
+
+
+def list_file(path: Path) -> None:
+    """Print the path of a file on stdout at once, since its reader may close the pipe early."""
+    try:
+        if sys.__stdout__ is None:  # closed at the start: 1 may be another file by now
+            raise OSError(errno.EBADF, "")
+        os.write(1, os.fsencode(path) + b"\n")
+    except OSError as error:
+        reason = os.strerror(error.errno)
+        log_once(f"the list of files cannot be written to stdout ({reason}): the files are written")
+
+
+def shorten(name: str, limit: int) -> str:
+    """A name of at most `limit` bytes; the end of a cut one is a digest of all of it."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= limit:
+        return name
+    digest = hashlib.sha1(encoded).hexdigest()[:8]
+    return f"{encoded[: limit - 9].decode(errors='ignore')}_{digest}"

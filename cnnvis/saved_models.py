@@ -1,0 +1,292 @@
+"""Networks from files: which kind a file is, what is refused, and loading .keras and HDF5.
+
+No code of a file is ever run. What is drawn of a loaded network is in networks.py."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from cnnvis.keras2 import config_parts, convert_config
+from cnnvis.runtime import keras
+from utils import IMAGE_FOLDER, UserError, refuse_lfs_pointer
+
+PROJECT = IMAGE_FOLDER.parent
+
+
+GRAPH = "is a TensorFlow graph and keeps no layers: give the Keras file that it came from"
+TORCH = "is PyTorch's: build the network in Keras, copy the weights into it, and save it there"
+FOREIGN = {  # endings of networks that are not Keras's, and what to do
+    ".tflite": "is TensorFlow Lite's and keeps no layers: give the Keras file that it came from",
+    ".pb": GRAPH,
+    ".onnx": "is an ONNX network: give the Keras file that it came from, or convert it to Keras",
+    ".pt": TORCH,
+    ".pth": TORCH,
+}
+REFUSED = {  # by patterns of class names
+    "Lambda|__lambda__|TFSMLayer|TorchModuleWrapper|JaxLayer|FlaxLayer": (
+        "code of the file, as Lambda layers are, which is not run: use layers of Keras, or classes "
+        "named by --import"
+    ),
+    "TFOpLambda|SlicingOpLambda|ClassMethod|TensorFlowOpLayer": (
+        "TensorFlow between the layers, as in `inputs / 255.`, which Keras 3 cannot read: use a "
+        "layer such as Rescaling, load the weights into that network, and save it again"
+    ),
+    "Random(Height|Width)|LocallyConnected[12]D|ThresholdedReLU|CuDNN(GRU|LSTM)": (
+        "a layer that Keras 3 no longer has: build the network without it, load the weights into "
+        "that, and save it again"
+    ),
+}
+LARGEST_CONFIG = 64 << 20  # bytes of a config in a .keras file
+FILE_ERRORS = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, EOFError)
+FILE_ERRORS += (zipfile.BadZipFile,)  # what libraries raise over a file
+MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other words
+    r"shape=\(\d+, 1000\), Received: value.shape=\(\d+, (\d+)\)": r"it is for \1 classes, not 1000",
+    r"\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))": r"an array \2 stands where \1 belongs",
+    "^ValueError: .*(objects could not be loaded|(Layer|Weight) count mismatch)": (
+        "its layers are others, or it lacks the classifier"
+    ),
+    r"^\w+: (?:Could not locate (?:class|function)|Unknown [\w ]+:) '([\w>]+)'": (
+        r"\1 is no class of Keras: name the file that defines and registers it, --import NAME.py"
+    ),
+    r"^\w+: Unrecognized keyword .* to (\w+): {'(\w+)'": r"\1 has no '\2' in this Keras",
+    "^DataLossError": "it is no checkpoint, or not a whole one",
+    "^ValueError: .*(allow_pickle=False|contains pickled)": "it holds no arrays, or pickled ones",
+    r"^(BadZipFile|OSError: .*Unable to|KeyError: .*(model_config|config\.json))": (
+        "it is no network of Keras, or not a whole one"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What --weights names: a word, or a file or folder; whether that is a whole saved network."""
+
+    word: str
+    path: Path | None = None
+    saved: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name in headings."""
+        return self.path.name if self.path else self.word
+
+
+def refuse_foreign(path: Path) -> None:
+    """UserError for a network that another library saved, with what to do; costs no TensorFlow."""
+    if (path / "saved_model.pb").exists():
+        load_it = "tf_keras.models.load_model opens it, .save('mine.h5') saves it anew"
+        raise UserError(f"{path} is a SavedModel: {load_it}")
+    if path.is_file():
+        refuse_lfs_pointer(path)
+    if path.suffix.lower() in FOREIGN:
+        raise UserError(f"{path} {FOREIGN[path.suffix.lower()]}")
+
+
+def is_saved_network(path: Path) -> bool:
+    """Whether a file holds a whole Keras network, and not weights alone."""
+    if not h5py.is_hdf5(path):  # as Keras wrote it, also under .keras, up to 2.11
+        return path.suffix == ".keras"
+    try:
+        with h5py.File(path) as file:
+            if not len(file) and not len(file.attrs):
+                raise UserError(f"{path} is an HDF5 file with nothing in it")
+            return "model_config" in file.attrs
+    except OSError as error:  # its message does not name the file
+        raise UserError(f"{path}: {error}") from error
+
+
+def is_loading_error(error: Exception) -> bool:
+    """Whether a library raised this over a file or a download; else it is a mistake of ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and Path(frames[-1].filename).parent in (PROJECT, PROJECT / "cnnvis"):
+        return False
+    library = type(error).__module__.partition(".")[0]
+    unnamed = type(error) is Exception  # as keras.utils.get_file raises it
+    return isinstance(error, FILE_ERRORS) or unnamed or library in ("tensorflow", "tarfile")
+
+
+def explain_error(error: Exception, path: Path | None = None) -> str:
+    """What a library said of a file, on one line, in plain words where they are known."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    text = " ".join(str(error).split())
+    text = text.rpartition("Exception encountered:")[2].strip()  # the last one is the cause
+    searched = text.replace(str(path), "") if path else text  # words of a path are no cause
+    for pattern, words in MESSAGES.items():
+        if match := re.search(pattern, f"{type(error).__name__}: {searched}"):
+            return match.expand(words)
+    return text[:250]
+
+
+def import_code(name: str) -> None:
+    """Run NAME.py, or import a module: the classes that it registers are then known to Keras.
+
+    UserError with the cause for code that fails."""
+    path = Path(name)
+    try:
+        if path.suffix == ".py":
+            with own_imports_first(path.resolve().parent):
+                run_file(path)
+        else:
+            importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # anything: it is another person's code
+        is_missing = name in (getattr(error, "name", ""), getattr(error, "filename", ""))
+        hint = ": give a .py file or an installed module" if is_missing else ""
+        message = " ".join(str(error).split())
+        text = f"--import {name}: {type(error).__name__}: {message}{hint}"
+        raise UserError(text) from error
+
+
+def run_file(path: Path) -> None:
+    """Run a Python file as a module."""
+    spec = importlib.util.spec_from_file_location(f"import_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+
+
+@contextlib.contextmanager
+def own_imports_first(folder: Path) -> Iterator[None]:
+    """Let a file import the modules beside it, even those with the name of one of ours."""
+    beside = {each.stem for each in folder.glob("*.py")} | {each.name for each in folder.glob("*/")}
+    ours = {name: sys.modules[name] for name in list(sys.modules) if is_ours(name, beside)}
+    for name in ours:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.path.append(str(folder))  # for what is imported later, when a class is used
+        sys.modules.update(ours)
+
+
+def is_ours(name: str, beside: set[str]) -> bool:
+    """Whether a module of this project has the name of one beside another person's file."""
+    file = getattr(sys.modules[name], "__file__", None) or ""
+    return name.partition(".")[0] in beside and Path(file).is_relative_to(PROJECT)
+
+
+def load_saved_model(path: Path) -> Any:
+    """A saved network as Keras builds it, from .keras or HDF5; no code of the file is run.
+
+    UserError: a file that Keras cannot read, or with code in it."""
+    version = ""
+    try:
+        config, version = read_saved(path)
+        refuse_parts(config)
+        is_old = major_version(version) < 3
+        return build_saved(path, convert_config(config) if is_old else None)
+    except (*FILE_ERRORS, AttributeError) as error:  # only Keras, h5py and zipfile run here
+        reason = explain_error(error, path)
+        if "--import" not in reason and not isinstance(error, RefusedError):
+            reason += advice(path, version)
+        raise UserError(f"cannot open the network {path}: {reason}") from error
+
+
+class RefusedError(ValueError):
+    """A part of a config that is not loaded."""
+
+
+def read_saved(path: Path) -> tuple[Any, str]:
+    """The config of a saved network, .keras or HDF5, and the version of Keras that wrote it."""
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            config = file.attrs["model_config"]
+            version = file.attrs.get("keras_version", "1")
+    else:
+        with zipfile.ZipFile(path) as file:
+            size = file.getinfo("config.json").file_size
+            if size > LARGEST_CONFIG:
+                raise RefusedError(f"its config is {size >> 20} MB, more than a network needs")
+            config = file.read("config.json")
+            version = json.loads(file.read("metadata.json"))["keras_version"]
+    config = json.loads(config)
+    if not isinstance(config, dict) or not config.get("class_name"):
+        raise RefusedError("its config describes no network")
+    return config, version.decode() if isinstance(version, bytes) else str(version)
+
+
+def major_version(version: str) -> int:
+    """The first number of a version of Keras."""
+    found = re.match(r"\d+", version)
+    if not found:
+        raise RefusedError(f"it names no version of Keras that wrote it, but {version!r}")
+    return int(found[0])
+
+
+def refuse_parts(config: Any) -> None:
+    """RefusedError for a part of a config that would run code, or that Keras 3 does not have."""
+    for part in config_parts(config):
+        kind = part.get("class_name")
+        for pattern, reason in REFUSED.items():
+            if isinstance(kind, str) and re.fullmatch(pattern, kind):
+                raise RefusedError(f"«{part.get('name') or kind}» is {reason}")
+
+
+def advice(path: Path, version: str) -> str:
+    """What to do about a network that Keras cannot open, by the version that saved it."""
+    numbers, ours = (re.findall(r"\d+", each)[:3] for each in (version, keras.__version__))
+    if not numbers:
+        return ""
+    if int(numbers[0]) < 2:
+        return " (saved by Keras 1: load it with Keras 2 and save it there again)"
+    if int(numbers[0]) < 3:
+        return (
+            f" (saved by Keras {version}, of which Keras 3 reads only a part: load it there, save "
+            "the weights, and load those into the same network built with Keras 3)"
+        )
+    if list(map(int, numbers)) > list(map(int, ours)):
+        return f" (saved by Keras {version}, newer than {keras.__version__} here: upgrade Keras)"
+    if h5py.is_hdf5(path):
+        return " (HDF5 does not keep operations between layers: save the network as .keras)"
+    return ""
+
+
+def build_saved(path: Path, converted: dict | None) -> Any:
+    """The network that Keras builds in its safe mode.
+
+    converted: its config, where Keras 2 saved it."""
+    classes = keras.saving.get_custom_objects().items()  # of --import, as PACKAGE>NAME
+    named = {name.rpartition(">")[2]: each for name, each in classes}
+    own = {name: each for name, each in named.items() if not hasattr(keras.layers, name)}
+    with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(own):
+        file = readable_copy(path, Path(folder), bool(converted))
+        if not converted:
+            return keras.saving.load_model(file, compile=False)
+        model = keras.models.model_from_json(json.dumps(converted))
+        model.load_weights(file)
+        return model
+
+
+def readable_copy(path: Path, folder: Path, is_old: bool) -> Path:
+    """A saved network's file, or a copy where Keras does not read it under its name.
+
+    Keras before 3.0 wrote backslashes into the names of weights on Windows (keras issue 18528)."""
+    if h5py.is_hdf5(path):
+        plain = re.search(r"(?<!\.weights)\.(h5|hdf5)$", path.name)
+        return path if plain else shutil.copyfile(path, folder / "network.h5")
+    if not is_old:
+        return path
+    with zipfile.ZipFile(path) as archive:
+        weights = Path(archive.extract("model.weights.h5", folder))
+    with h5py.File(weights, "r+") as file:
+        for name in [name for name in file if "\\" in name]:
+            file.move(name, name.replace("\\", "/"))
+    return weights

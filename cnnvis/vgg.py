@@ -1,0 +1,54 @@
+"""What the two VGG scripts share about their networks: VGG16, VGG19 and the bundled weights.
+
+The networks themselves are Keras's; how they are drawn is in the scripts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cnnvis.networks import Network
+from cnnvis.runtime import keras, log
+from utils import IMAGE_FOLDER, UserError
+
+CONVOLUTIONS = IMAGE_FOLDER / "vgg16_imagenet_notop.weights.h5"  # of VGG16, as published
+CLASSIFIER = IMAGE_FOLDER / "vgg16_head_200_classes.npz"
+KNOWN_CLASSES = IMAGE_FOLDER / "vgg16_classes.txt"
+UNKNOWN_CLASS_LOGIT = -20  # of the classes that the bundled classifier does not know
+
+
+def vgg_models(options: argparse.Namespace) -> list[str]:
+    """The VGGs drawn: one, where its layers are listed or a file or Image/ holds its weights."""
+    models = options.models
+    if options.weights.word == "bundled":
+        if "vgg16" not in models:
+            raise UserError("bundled weights are VGG16's: give --models vgg16")
+        if "vgg19" in models:
+            log("bundled weights are VGG16's: vgg19 is left out")
+        return ["vgg16"]
+    return models[-1:] if options.weights.saved or options.list_layers else models
+
+
+def joined(networks: Iterable[Network]) -> Network:
+    """A network, or the label of both VGGs on the page that they share."""
+    first, *others = networks
+    return replace(first, label="VGG", heading="") if others else first
+
+
+def bundled_vgg16() -> Any:
+    """VGG16's published convolutions with a classifier of 200 of ImageNet's 1000 classes."""
+    how = {"include_top": False, "pooling": "avg", "input_shape": (224, 224, 3)}
+    base = keras.applications.VGG16(weights=CONVOLUTIONS, **how)
+    classifier = keras.layers.Dense(1000, name="predictions")
+    model = keras.Model(base.inputs[0], classifier(base.output), name="vgg16")
+    kernel = np.zeros((512, 1000), np.float32)
+    bias = np.full(1000, UNKNOWN_CLASS_LOGIT, np.float32)
+    with np.load(CLASSIFIER, allow_pickle=False) as head:
+        kernel[:, head["classes"]] = head["kernel"]
+        bias[head["classes"]] = head["bias"]
+    classifier.set_weights([kernel, bias])
+    return model

@@ -1,0 +1,41 @@
+"""Pages: titles that no font can draw, and matplotlib's settings of a person."""
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from cnnvis import pages, runtime
+
+PATTERN = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+
+
+@pytest.mark.parametrize("has_font", [True, False])
+def test_characters_that_no_font_has_are_reported_once(monkeypatch, capsys, has_font):
+    runtime.log_once.cache_clear()
+    known = pages.known_characters() - {ord("猫")} | ({ord("猫")} if has_font else set())
+    monkeypatch.setattr(pages, "known_characters", lambda: known)
+    for title in ("Überraß · ≥ 0.5 →", "猫", "猫 2"):
+        pages.make_page([[pages.Tile(PATTERN, title)]], "heading", title)
+    err = capsys.readouterr().err
+    assert err.count("CJK characters: titles show boxes") == err.count("\n") == (not has_font)
+
+
+def test_fonts_of_this_machine_are_used_for_other_characters(monkeypatch):
+    installed = [pages.font_manager.FontEntry(name="Noto Emoji")]
+    monkeypatch.setattr(pages.font_manager.fontManager, "ttflist", installed)
+    assert pages.font_families.__wrapped__() == ["DejaVu Sans Mono", "Noto Emoji"]
+
+
+def test_rendered_pixels_do_not_depend_on_a_person_s_matplotlibrc():
+    def draw():
+        return pages.render(pages.make_page([[pages.Tile(PATTERN, "one")]], "heading", "note"))
+
+    expected = draw()
+    settings = {"image.origin": "lower", "figure.facecolor": "red", "text.color": "white"}
+    settings |= {"font.size": 30, "text.antialiased": False, "savefig.dpi": 300}
+    with matplotlib.rc_context(settings):
+        np.testing.assert_array_equal(draw(), expected)
+        assert matplotlib.rcParams["font.size"] == 30  # a notebook's settings are restored
+    blank = pages.render(Figure((1, 1), dpi=50, facecolor="white"))
+    assert blank.shape == (50, 50, 3) and (blank == 255).all()
