@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -78,33 +80,36 @@ def read_boxes(path: str | Path) -> dict[Path, dict[str, list[Box]]]:
     if wrong:
         expected = "expected are a photo, a class, and pixels 0 <= x0 < x1, 0 <= y0 < y1"
         raise UserError(f"{path}: no box in line {abbreviate(wrong)}: {expected}")
-    largest = [
-        max(box) for of_photo in boxes.values() for each in of_photo.values() for box in each
-    ]
-    if largest and max(largest) <= 1:
-        raise UserError(f"{path}: its boxes are shares of the photograph, 0 to 1: pixels expected")
+    check_pixels(path, boxes)
     return boxes
+
+
+def check_pixels(path: Path, boxes: dict) -> None:
+    """UserError where all coordinates of a file are at most 1."""
+    by_class = itertools.chain.from_iterable(of_photo.values() for of_photo in boxes.values())
+    coordinates = np.ravel(list(itertools.chain.from_iterable(by_class)))
+    if coordinates.size and coordinates.max() <= 1:
+        raise UserError(f"{path}: its boxes are shares of the photograph, 0 to 1: pixels expected")
 
 
 def parse_box(row: dict) -> Box | None:
     """The Box of a row {column: text}, or None where the row has none."""
-    cells = [cell for cell in row.values() if isinstance(cell, str)]
-    if None in row or max(map(len, cells), default=0) > LONGEST_CELL:  # None: a comma too many
+    cells = [row[column] or "" for column in BOX_COLUMNS]  # None: the row is too short
+    photo, name = cells[0], cells[1].strip()
+    if None in row or max(map(len, cells)) > LONGEST_CELL:  # the key None: a comma too many
         return None
     try:
-        box = Box(*[float(row[column]) for column in BOX_COLUMNS[2:]])
-    except (TypeError, ValueError):
+        box = Box(*map(float, cells[2:]))
+    except ValueError:
         return None
-    is_named = (
-        row["photo"] and row["class"].strip() and "\N{REPLACEMENT CHARACTER}" not in row["photo"]
-    )
+    is_named = photo and name and "\N{REPLACEMENT CHARACTER}" not in photo
     is_ordered = 0 <= box.x0 < box.x1 and 0 <= box.y0 < box.y1
     return box if is_named and is_ordered and max(box) <= LARGEST_COORDINATE else None
 
 
 def normalize_path(path: Path) -> Path:
     """A resolved path with composed accents (NFC), as paths of photographs are compared."""
-    return Path(unicodedata.normalize("NFC", str(path.resolve())))
+    return Path(unicodedata.normalize("NFC", os.path.realpath(path)))
 
 
 def find_true_boxes(
@@ -113,29 +118,39 @@ def find_true_boxes(
     """{photograph: {class index: boxes}} of --boxes, for these photographs.
 
     Classes that the network does not know are left out and reported. UserError: no photograph has
-    a box."""
+    a box of a known class."""
     read, found = options.true_boxes, {}
-    unknown, drawn = [], set()
-    for path in paths:
+    unknown, drawn = {}, set()
+    for path in dict.fromkeys(paths):
         key = normalize_path(path)
         drawn.add(key)
-        for word, boxes in read.get(key, {}).items():
-            try:
-                index = classes.named(word)
-            except UserError:
-                unknown.append(word)
-                continue
-            found.setdefault(path, {}).setdefault(index, []).extend(boxes)
-    name = f"--boxes {options.boxes}"
-    if unknown:
-        log(f"{name}: classes that the network does not know: {abbreviate(sorted(set(unknown)))}")
+        by_index = index_classes(read.get(key, {}), classes, unknown)
+        if by_index:
+            found[path] = by_index
+    name, reasons = f"--boxes {options.boxes}", abbreviate(list(unknown.values()))
     if not found:
         listed = abbreviate(list(map(str, read)))
-        raise UserError(f"{name}: none of the photographs has a box there ({listed})")
+        nothing = f"none of the photographs has a box there ({listed})"
+        raise UserError(f"{name}: {reasons or nothing}")
+    if unknown:
+        log(f"{name}: boxes are left out: {reasons}")
     others = [path.name for path in read if path not in drawn]
     if others:
         log(f"{name}: photographs that are not drawn here: {abbreviate(others)}")
     return found
+
+
+def index_classes(named: dict, classes: ClassNames, unknown: dict) -> dict[int, list[Box]]:
+    """{class index: boxes} of {class as written: boxes}.
+
+    Why a class cannot be found is added to unknown, {class as written: reason}."""
+    by_index = {}
+    for word, boxes in named.items():
+        try:
+            by_index.setdefault(classes.named(word), []).extend(boxes)
+        except UserError as error:
+            unknown[word] = str(error)
+    return by_index
 
 
 def warn_outside(photo: Any, boxes: Iterable[Box]) -> None:

@@ -8,6 +8,7 @@ Files are read elsewhere."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +19,12 @@ REMOVED_ARGUMENTS = {  # by patterns of class names: what layers of Keras 3 no l
     "Depthwise|Separable|Transpose": "groups",
     "Separable": "kernel_initializer kernel_regularizer kernel_constraint",
     "SpatialDropout": "trainable noise_shape",
-    "Zeros|Ones|Constant|Random|Truncated|Variance|Orthogonal|Identity|Glorot|He|Lecun": "dtype",
 }
+SLASH = ".."  # replaces the / of a layer's name, which Keras 3 does not allow
+
+
+class RefusedError(ValueError):
+    """A config, or a part of one, that is not loaded; the text is the whole cause."""
 
 
 def config_parts(config: Any) -> Iterator[dict]:
@@ -35,13 +40,28 @@ def config_parts(config: Any) -> Iterator[dict]:
 
 
 def convert_config(config: dict) -> dict:
-    """The config of a whole network of Keras 2 as Keras 3 reads it. ValueError: no network."""
-    if not isinstance(config, dict) or "class_name" not in config:
-        raise ValueError("its config describes no network")
-    network = convert_part(config)
+    """The config of a whole network of Keras 2 as Keras 3 reads it.
+
+    RefusedError: a subclassed network, whose layers are not in its config."""
+    network = convert_part(without_slashes(config))
+    if "layers" not in network["config"]:
+        raise RefusedError(
+            "it is a subclassed network, which keeps no layers: build it of inputs and outputs, as "
+            "keras.Model(inputs, outputs), load the weights into that, and save it again"
+        )
     if network["class_name"] == "Functional":
         network["class_name"] = "Model"  # its public name
     return {"module": "keras", **network}
+
+
+def without_slashes(config: dict) -> dict:
+    """A config with another sign for the / in names, also where calls refer to them."""
+    text = json.dumps(config)
+    for part in config_parts(config):
+        name = part.get("name")
+        if isinstance(name, str) and "/" in name:
+            text = text.replace(json.dumps(name), json.dumps(name.replace("/", SLASH)))
+    return json.loads(text)
 
 
 def convert_part(part: Any) -> Any:
@@ -69,8 +89,6 @@ def convert_sequential(config: Any, name: str) -> dict:
     """Keras up to 2.2 wrote a bare list of layers, and no InputLayer."""
     if isinstance(config, list):
         config = {"name": name, "layers": config}
-    if not config["layers"]:
-        raise ValueError("it is a Sequential network without layers")
     first = config["layers"][0]
     shape = first["config"].get("batch_input_shape")
     if first["class_name"] != "InputLayer" and shape:
@@ -86,11 +104,9 @@ def convert_functional(config: dict) -> None:
     nested = {
         each["name"]: each["class_name"] for each in config["layers"] if "layers" in each["config"]
     }
-    for key in ("input_layers", "output_layers"):
-        if isinstance(config[key], dict):  # a network whose input or output is a dict
-            config[key] = list(config[key].values())
-        if config[key] and isinstance(config[key][0], str):
-            config[key] = [config[key]]
+    for layer in config["layers"]:
+        if layer["name"] in nested:
+            layer["inbound_nodes"] = [without_keys(node) for node in layer["inbound_nodes"]]
     calls = references([layer["inbound_nodes"] for layer in config["layers"]])
     outputs = references(config["output_layers"])  # Keras 3 counts those of a Functional itself
     calls += [each for each in outputs if nested.get(each[0]) == "Sequential"]
@@ -98,8 +114,13 @@ def convert_functional(config: dict) -> None:
         if call[0] in nested:
             call[1] -= 1
     for key in ("input_layers", "output_layers"):
-        if len(config[key]) == 1:
-            config[key] = config[key][0]
+        tensors = without_keys(config[key])
+        config[key] = tensors[0] if len(tensors) == 1 else tensors
+
+
+def without_keys(tensors: Any) -> Any:
+    """References to tensors, where a dict becomes a list in the order in which Keras 2 numbers."""
+    return [tensors[key] for key in sorted(tensors)] if isinstance(tensors, dict) else tensors
 
 
 def references(nodes: Any) -> list[list]:
@@ -116,9 +137,11 @@ def references(nodes: Any) -> list[list]:
 def convert_arguments(kind: str, config: dict) -> None:
     """Remove from a layer's config what Keras 3 does not take."""
     for pattern, names in REMOVED_ARGUMENTS.items():
-        if re.match(pattern, kind) or (pattern and re.search(pattern, kind) and names != "dtype"):
+        if re.search(pattern, kind):
             for name in names.split():
                 config.pop(name, None)
+    if "name" not in config:  # no layer, but an initializer of Keras 2.2
+        config.pop("dtype", None)
     if config.get("distribution") == "normal":  # of VarianceScaling, up to Keras 2.2
         config["distribution"] = "truncated_normal"
     layer = config.get("layer")  # of a Bidirectional or TimeDistributed

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,11 @@ from typing import Any
 
 import h5py
 
-from cnnvis.keras2 import config_parts, convert_config
+from cnnvis.keras2 import RefusedError, config_parts, convert_config
 from cnnvis.runtime import keras
 from utils import IMAGE_FOLDER, UserError, refuse_lfs_pointer
 
 PROJECT = IMAGE_FOLDER.parent
-
 
 GRAPH = "is a TensorFlow graph and keeps no layers: give the Keras file that it came from"
 TORCH = "is PyTorch's: build the network in Keras, copy the weights into it, and save it there"
@@ -53,6 +53,9 @@ REFUSED = {  # by patterns of class names
     ),
 }
 LARGEST_CONFIG = 64 << 20  # bytes of a config in a .keras file
+NUMBERED = "_layer_checkpoint_dependencies"  # the layers in weights of Keras 2.13
+SUBCLASSED = "; a subclassed network is drawn only if it is built as keras.Model(inputs, outputs)"
+NETWORKS = ("Sequential", "Functional", "Model")  # classes of networks whose config has layers
 FILE_ERRORS = (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, EOFError)
 FILE_ERRORS += (zipfile.BadZipFile,)  # what libraries raise over a file
 MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other words
@@ -64,10 +67,15 @@ MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other
     r"^\w+: (?:Could not locate (?:class|function)|Unknown [\w ]+:) '([\w>]+)'": (
         r"\1 is no class of Keras: name the file that defines and registers it, --import NAME.py"
     ),
+    r"Could not deserialize 'keras\.(?:\w+\.)*(\w+)' because": r"this Keras has no \1",
     r"^\w+: Unrecognized keyword .* to (\w+): {'(\w+)'": r"\1 has no '\2' in this Keras",
+    "ExternalLink|SoftLink|external Dataset": (
+        "a part of it is in another file, which is not read: save the network as a whole"
+    ),
+    "^RecursionError": "its config is nested too deeply",
     "^DataLossError": "it is no checkpoint, or not a whole one",
     "^ValueError: .*(allow_pickle=False|contains pickled)": "it holds no arrays, or pickled ones",
-    r"^(BadZipFile|OSError: .*Unable to|KeyError: .*(model_config|config\.json))": (
+    r"^(BadZipFile|OSError: .*Unable to|KeyError: .*(model_config|\.json))": (
         "it is no network of Keras, or not a whole one"
     ),
 }
@@ -166,14 +174,16 @@ def own_imports_first(folder: Path) -> Iterator[None]:
     """Let a file import the modules beside it, even those with the name of one of ours."""
     beside = {each.stem for each in folder.glob("*.py")} | {each.name for each in folder.glob("*/")}
     ours = {name: sys.modules[name] for name in list(sys.modules) if is_ours(name, beside)}
+    if folder == PROJECT:
+        ours = {}
     for name in ours:
         del sys.modules[name]
+    path = list(sys.path)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
-        sys.path.append(str(folder))  # for what is imported later, when a class is used
+        sys.path[:] = dict.fromkeys([*path, *sys.path])  # last: what is imported by a class in use
         sys.modules.update(ours)
 
 
@@ -187,48 +197,70 @@ def load_saved_model(path: Path) -> Any:
     """A saved network as Keras builds it, from .keras or HDF5; no code of the file is run.
 
     UserError: a file that Keras cannot read, or with code in it."""
-    version = ""
+    config, version = {}, ""
     try:
         config, version = read_saved(path)
+        check_config(config)
         refuse_parts(config)
-        is_old = major_version(version) < 3
+        is_old = version_numbers(version) < [3]
         return build_saved(path, convert_config(config) if is_old else None)
+    except RefusedError as error:
+        raise UserError(f"cannot open the network {path}: {error}") from error
     except (*FILE_ERRORS, AttributeError) as error:  # only Keras, h5py and zipfile run here
         reason = explain_error(error, path)
-        if "--import" not in reason and not isinstance(error, RefusedError):
-            reason += advice(path, version)
+        if config:
+            reason = with_advice(reason, path, config, version)
         raise UserError(f"cannot open the network {path}: {reason}") from error
-
-
-class RefusedError(ValueError):
-    """A part of a config that is not loaded."""
 
 
 def read_saved(path: Path) -> tuple[Any, str]:
     """The config of a saved network, .keras or HDF5, and the version of Keras that wrote it."""
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
-            config = file.attrs["model_config"]
+            config = json.loads(file.attrs["model_config"])
             version = file.attrs.get("keras_version", "1")
     else:
         with zipfile.ZipFile(path) as file:
-            size = file.getinfo("config.json").file_size
-            if size > LARGEST_CONFIG:
-                raise RefusedError(f"its config is {size >> 20} MB, more than a network needs")
-            config = file.read("config.json")
-            version = json.loads(file.read("metadata.json"))["keras_version"]
-    config = json.loads(config)
-    if not isinstance(config, dict) or not config.get("class_name"):
-        raise RefusedError("its config describes no network")
+            config = read_json(file, "config.json")
+            metadata = read_json(file, "metadata.json")
+        version = metadata.get("keras_version", "") if isinstance(metadata, dict) else ""
     return config, version.decode() if isinstance(version, bytes) else str(version)
 
 
-def major_version(version: str) -> int:
-    """The first number of a version of Keras."""
-    found = re.match(r"\d+", version)
-    if not found:
+def read_json(archive: zipfile.ZipFile, name: str) -> Any:
+    """What a file of an archive holds. RefusedError: too much, as in a zip bomb."""
+    size = archive.getinfo(name).file_size
+    if size > LARGEST_CONFIG:
+        raise RefusedError(f"its {name} is {size >> 20} MB, more than a network needs")
+    return json.loads(archive.read(name))
+
+
+def version_numbers(version: str) -> list[int]:
+    """The numbers in a version of Keras, at most three."""
+    if not re.match(r"\d", version):
         raise RefusedError(f"it names no version of Keras that wrote it, but {version!r}")
-    return int(found[0])
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+
+
+def check_config(config: Any) -> None:
+    """RefusedError for a config that describes no network."""
+    kind, inner = None, None
+    if isinstance(config, dict):
+        kind, inner = config.get("class_name"), config.get("config")
+    layers = inner.get("layers") if isinstance(inner, dict) else inner  # Keras 2.2: a bare list
+    if kind in NETWORKS and layers == []:
+        raise RefusedError("it is a network without layers")
+    is_network = isinstance(kind, str) and isinstance(inner, dict | list)
+    if is_network and (kind in NETWORKS or isinstance(inner, list)):
+        is_network = isinstance(layers, list) and all(is_layer(layer) for layer in layers)
+    if not is_network:
+        raise RefusedError("its config describes no network")
+
+
+def is_layer(config: Any) -> bool:
+    """Whether a part of a config describes a layer."""
+    named = isinstance(config, dict) and isinstance(config.get("class_name"), str)
+    return named and isinstance(config.get("config"), dict | list)
 
 
 def refuse_parts(config: Any) -> None:
@@ -240,22 +272,36 @@ def refuse_parts(config: Any) -> None:
                 raise RefusedError(f"«{part.get('name') or kind}» is {reason}")
 
 
-def advice(path: Path, version: str) -> str:
-    """What to do about a network that Keras cannot open, by the version that saved it."""
-    numbers, ours = (re.findall(r"\d+", each)[:3] for each in (version, keras.__version__))
-    if not numbers:
-        return ""
-    if int(numbers[0]) < 2:
-        return " (saved by Keras 1: load it with Keras 2 and save it there again)"
-    if int(numbers[0]) < 3:
+def with_advice(reason: str, path: Path, config: dict, version: str) -> str:
+    """Why Keras cannot build a network, and what to do, by the version that saved it."""
+    written, installed = version_numbers(version), version_numbers(keras.__version__)
+    if written < [2]:
+        return "Keras 1 saved it: load it with Keras 2, and save it there again"
+    if written > installed:
+        newer = f"newer than {keras.__version__} here: upgrade Keras"
+        return f"{reason} (saved by Keras {version}, {newer})"
+    operation = find_operation(config)
+    if operation and written >= [3] and h5py.is_hdf5(path):
+        not_kept = "an operation between the layers, which HDF5 does not keep"
+        return f"«{operation}» is {not_kept}: save the network as .keras"
+    if "--import" in reason:
+        is_subclassed = "layers" not in config["config"]
+        return reason + (SUBCLASSED if is_subclassed else "")
+    if written < [3]:
         return (
-            f" (saved by Keras {version}, of which Keras 3 reads only a part: load it there, save "
-            "the weights, and load those into the same network built with Keras 3)"
+            f"{reason} (saved by Keras {version}, of which Keras 3 reads only a part: load it "
+            "there, save the weights, and load those into the same network built with Keras 3)"
         )
-    if list(map(int, numbers)) > list(map(int, ours)):
-        return f" (saved by Keras {version}, newer than {keras.__version__} here: upgrade Keras)"
-    if h5py.is_hdf5(path):
-        return " (HDF5 does not keep operations between layers: save the network as .keras)"
+    return reason
+
+
+def find_operation(config: Any) -> str:
+    """The name of a function of keras.ops in the config of a network, empty where there is none."""
+    for part in config_parts(config):
+        arguments = part.get("config")
+        is_node = "inbound_nodes" in part and isinstance(arguments, dict)
+        if is_node and "trainable" not in arguments and part["class_name"] != "InputLayer":
+            return str(part.get("name"))
     return ""
 
 
@@ -289,4 +335,20 @@ def readable_copy(path: Path, folder: Path, is_old: bool) -> Path:
     with h5py.File(weights, "r+") as file:
         for name in [name for name in file if "\\" in name]:
             file.move(name, name.replace("\\", "/"))
+        renumber_layers(file)
     return weights
+
+
+def renumber_layers(file: h5py.File) -> None:
+    """Number the layers of a class one by one: Keras 2.13 counted those with weights twice."""
+    groups = []
+    file.visititems(lambda name, group: groups.append(group) if name.endswith(NUMBERED) else None)
+    for group in groups:
+        counts = Counter()
+        for name in sorted(group, key=lambda name: int((re.findall(r"_(\d+)$", name) or [0])[0])):
+            kind = re.sub(r"_\d+$", "", name)
+            number = counts[kind]
+            counts[kind] += 1
+            renamed = f"{kind}_{number}" if number else kind
+            if renamed != name:
+                group.move(name, renamed)

@@ -1,5 +1,6 @@
 """Boxes against flood fill, true boxes from files, and scores."""
 
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,33 +95,36 @@ def test_boxes_are_read_and_bad_lines_named(tmp_path):
         boxes.read_boxes(path)
 
 
-ODD = {  # a cell or a row: what the line says
-    "a.jpg,cat,0,0,99999999999,4": "no box in line 2",
-    "a\0.jpg,cat,0,0,3,4": "no box in line 2",
-    f"a.jpg,{'7' * 5000},0,0,3,4": "no box in line 2",
-    f"a.jpg,{'c' * 140_000},0,0,3,4": "line 2: field larger",
-    "a.jpg,cat,0.1,0.2,0.9,1": "pixels expected",
+ODD = {  # rows of a file whose columns are x0,y0,x1,y1,photo,class, and what the message says
+    "0,0,99999999999,4,a.jpg,cat": "no box in line 2",
+    "0,0,3,4,a\0.jpg,cat": "no box in line 2",
+    "0,0,3,4,a.jpg": "no box in line 2",
+    f"0,0,3,4,a.jpg,{'7' * 5000}": "no box in line 2",
+    f"0,0,3,4,a.jpg,{'c' * 140_000}": "line 2: field larger",
+    "0.1,0.2,0.9,1,a.jpg,cat": "pixels expected",
 }
 
 
 @pytest.mark.parametrize("row", ODD, ids=range(len(ODD)))
 def test_odd_cells_are_one_line(tmp_path, row):
-    (tmp_path / "truth.csv").write_text(f"photo,class,x0,y0,x1,y1\n{row}\n")
+    (tmp_path / "truth.csv").write_text(f"x0,y0,x1,y1,photo,class\n{row}\n")
     with pytest.raises(UserError, match=ODD[row]):
         boxes.read_boxes(tmp_path / "truth.csv")
 
 
 def test_unknown_classes_are_left_out_and_accents_compared(tmp_path, capsys):
     """Café as a Mac writes it, decomposed, in the name of the photograph and of the class."""
-    composed, decomposed = (
-        "caf\N{LATIN SMALL LETTER E WITH ACUTE}",
-        "cafe\N{COMBINING ACUTE ACCENT}",
-    )
+    decomposed = "cafe\N{COMBINING ACUTE ACCENT}"
+    composed = unicodedata.normalize("NFC", decomposed)
     rows = f"{decomposed}.jpg,{decomposed},1,1,3,3\n{decomposed}.jpg,unicorn,1,1,3,3\n"
-    (tmp_path / "truth.csv").write_text(f"photo,class,x0,y0,x1,y1\n{rows}")
+    (tmp_path / "truth.csv").write_text(f"photo,class,x0,y0,x1,y1\n{rows}", encoding="utf-8")
     read = boxes.read_boxes(tmp_path / "truth.csv")
     options = SimpleNamespace(boxes="truth.csv", true_boxes=read)
     path = tmp_path / f"{composed}.jpg"
     found = boxes.find_true_boxes(options, ClassNames(["", ""], ["dog", composed]), [path])
     assert found == {path: {1: [(1, 1, 3, 3)]}}
-    assert "unicorn" in capsys.readouterr().err
+    assert "left out: unknown class 'unicorn'" in capsys.readouterr().err
+    with pytest.raises(UserError, match="truth.csv: unknown class"):
+        boxes.find_true_boxes(options, ClassNames([""], ["dog"]), [path])
+    with pytest.raises(UserError, match="none of the photographs has a box there"):
+        boxes.find_true_boxes(options, ClassNames([""], ["dog"]), [tmp_path / "other.jpg"])

@@ -1,4 +1,4 @@
-"""Where cells lie: against measured input gradients, picked pixels, and discs that are found."""
+"""Positions of cells against measured input gradients, picked pixels, and discs."""
 
 import itertools
 from dataclasses import replace
@@ -160,7 +160,7 @@ PAIRS = [(pair, "squeeze") for pair in itertools.permutations(range(len(KINDS)),
 
 
 @pytest.mark.parametrize("kinds, fit", SINGLES + FITTED + PAIRS)
-def test_heat_lies_on_the_disc(kinds, fit):
+def test_heat_is_on_the_disc(kinds, fit):
     model, geometry = network_of(kinds, (120, 144))
     geometry, size = replace(geometry, fit=fit), geometry.size
     inputs = [utils.preprocess_input(photo, size, "unit", fit=fit)[0] for photo in DISCS]
@@ -197,7 +197,7 @@ def test_inner_cells_and_dim():
     x = layers.Conv2D(4, 31, padding="same", name="wide")(x)
     geometries = cnnvis.layer_geometries(keras.Model(inputs, x))
     inner = places.inner_cells(geometries["narrow"], 64, 48)
-    assert inner[4:-4, 4:-4].all() and inner.sum() == 56 * 40  # a field of 9 lies inside
+    assert inner[4:-4, 4:-4].all() and inner.sum() == 56 * 40  # where a field of 9 is inside
     wide = places.inner_cells(geometries["wide"], 64, 48)
     assert wide[16:-16, 12:-12].all() and wide.sum() == 32 * 24  # of 39: the inner half
     assert places.inner_cells(None, 3, 4).all()
@@ -228,6 +228,6 @@ def test_slices_of_a_network_that_comes_back_from_its_file(name, tmp_path, monke
     loaded = cnnvis.open_network(keras.models.load_model(tmp_path / "net.keras"))
     known = cnnvis.layer_geometries(loaded)["conv"]
     assert known.cells[:, 0].tolist() == list(first)
-    # A layer that is built otherwise than its kind: no exception, no place.
+    # An unknown variant of a known layer: no exception, no geometry
     monkeypatch.setitem(places.WINDOWS, "Conv2D", lambda layer, size, out: layer.no_such_thing)
     assert cnnvis.layer_geometries(loaded)["conv"] is None
