@@ -26,7 +26,7 @@ from cnnvis.runtime import default_keras_settings, keras, run, tf
 
 # fmt: off
 IMAGES = ["Image/cat_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
-FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or all; see below
+FIGURES = ["layers", "classes", "negative", "one_class", "kernels", "guided"]  # or all: see --help
 LAYERS = ["all"]      # names, shell wildcards, or all: the stem and the 16 blocks
 CLASSES = ["top4"]    # indices, WordNet ids, names, or top4: the four most probable
 KERNELS = ["top9"]    # numbers from 0, ranges (0-8), or top9: the nine with the strongest response
@@ -34,8 +34,9 @@ METHOD = "gradcam"    # gradcam, gradcam++, hirescam or layercam: see CAM_WEIGHT
 WEIGHTS = "imagenet"  # imagenet, random, a weights file or folder, a saved network
 LABELS = ""           # of a saved network: a file with a class a line, or a folder of sub-folders
 IMPORT = ""           # of a saved network: a file or module that registers its custom layers
-NAME = ""             # of a saved network: what it is called in file names; default: the file's
+NAME = ""             # of a saved network: its name in file names, if not that of its file
 SIZE = ""             # of a saved network of open input size: height,width, such as 224,224
+MASK = ""             # of a segmentation network: a picture, white where it is asked about
 PREPROCESS = "auto"   # auto; caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
 FIT = "squeeze"       # squeeze, crop or pad: how a photograph becomes the network's rectangle
 RESIZE = "area"       # area; bilinear and nearest as Keras's loaders do
@@ -53,7 +54,9 @@ COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
 # fmt: on
 WEIGHTS_WORDS = ["imagenet", "random"]
 
-CAM_WEIGHTS = {  # how to weigh feature maps A, (1, h, w, K), given g = dy/dA, (classes, h, w, K)
+# Weights of feature maps A, (1, h, w, K), given g = dy/dA, (classes, h, w, K): of g's shape, or
+# with h = w = 1. Weights and maps are multiplied and summed over K
+CAM_WEIGHTS = {
     # Equation 1: alpha = 1/Z sum of dy/dA
     "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),
     # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19, divided by g^2; their factor

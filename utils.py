@@ -92,7 +92,7 @@ def refuse_lfs_pointer(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(40)
     if start.startswith(b"version https://git-lfs.github.com"):
-        raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run «git lfs pull»")
+        raise UserError(f"{path} is a Git LFS pointer, not the file itself: run «git lfs pull»")
 
 
 def rgb_pixels(image: Image.Image, path: str | Path, upright: bool) -> np.ndarray:
@@ -108,7 +108,7 @@ def rgb_pixels(image: Image.Image, path: str | Path, upright: bool) -> np.ndarra
 
 
 def to_8_bits(values: np.ndarray, mode: str, path: str | Path) -> np.ndarray:
-    """Convert values of a TIFF or PNG to uint8; ranges but 0-1, 0-255 and 16 bits are rescaled."""
+    """Values of a TIFF or PNG as uint8; a range other than 0-1, 0-255 or 16 bits is rescaled."""
     finite = values[np.isfinite(values)]
     least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     values = np.nan_to_num(values, nan=0, posinf=most, neginf=least)
@@ -207,7 +207,7 @@ def check_image(image: Any) -> np.ndarray:
 
 
 def check_size(size: Any) -> None:
-    """ValueError unless it is (height, width), in pixels."""
+    """ValueError unless size is (height, width), in pixels."""
     if np.shape(size) != (2,) or min(size) < 1:
         raise ValueError(f"Expected size=(height, width), in pixels. Received: {size!r}")
 
@@ -313,7 +313,7 @@ def normalize_name(name: str) -> str:
 
 
 def read_classes(labels: str = "", count: int = 1000) -> ClassNames:
-    """The ClassNames of ImageNet, of a file with a name a line, or of a folder of sub-folders.
+    """The ClassNames of ImageNet, of a file with one name per line, or of a folder of sub-folders.
 
     count: the number of the network's classes. UserError: another number of labels."""
     if not labels and count != 1000:
@@ -367,7 +367,7 @@ def sub_folders(folder: str | Path) -> list[str]:
 def decode_predictions(predictions: np.ndarray, top: int = 5) -> list[list[tuple]]:
     """ImageNet's most probable classes, as keras.applications returns them, without a download.
 
-    predictions: probabilities (N, 1000). Returns a list a row of (WordNet id, name, p)."""
+    predictions: probabilities (N, 1000). Returns for each row a list of (WordNet id, name, p)."""
     predictions = np.asarray(predictions)
     if predictions.ndim != 2 or predictions.shape[1] != 1000:
         raise ValueError(f"Expected predictions of shape (N, 1000). Received: {predictions.shape}")

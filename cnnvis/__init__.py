@@ -5,10 +5,12 @@ Modules import downwards only, in this order:
 runtime             lazy Keras and TensorFlow, exit codes, messages, progress
 keras2              configs of Keras 2, converted for Keras 3
 pages               tiles and pages of pictures
+distributed         several machines: shares, gathering; only loaded where there are some
 graph               a network as a flat graph: its layers, its ReLUs, checks of arguments
-logits              networks with logits for output, and their probabilities
 geometry            which pixels each cell of a feature map responds to
 saved_models        networks from files
+segmentation        networks with a score a pixel: regions, shares, outlines
+logits              networks with logits for output, and their probabilities
 networks, vgg       the network of a run: weights, layers, classes, preprocessing
 occlusion, faithfulness, boxes, projections     measures and pictures of maps and projections
 cli                 the command line

@@ -16,6 +16,7 @@ from cnnvis.networks import Network
 from cnnvis.pages import in_rows
 from cnnvis.photos import PhotoSet
 from cnnvis.runtime import keras, progress, tf
+from utils import UserError
 
 TOP_COUNT = 9  # photographs that are kept of each kernel
 
@@ -106,7 +107,10 @@ def scan(network: Network, photos: PhotoSet) -> TopActivations:
         photo_indices, inputs = zip(*batch, strict=True)
         activations = traced(np.concatenate(inputs)).numpy()
         top = top.merge(activations, np.array(photo_indices)[:, None])
-    return top
+    merged = TopActivations.none(output.shape[-1])
+    for of_worker in photos.gather(tuple(top)):
+        merged = merged.merge(*of_worker)
+    return merged
 
 
 def read_ahead(
@@ -115,20 +119,25 @@ def read_ahead(
     """Lists of (index, network's input) of readable photographs, read one list ahead of use."""
 
     def read(index):
-        photo = photos.read(photos.paths[index])
-        return (index, prepare(photo.image)) if photo else None
+        pixels = photos.decode(photos.paths[index])
+        return pixels if isinstance(pixels, UserError) else prepare(pixels)
 
-    indices = range(len(photos.paths))
+    indices = [photos.order[path] for path in photos.share]
     advance = progress(len(indices))
     with concurrent.futures.ThreadPoolExecutor() as pool:
         ahead = []
         for chunk in [*in_rows(indices, size), ()]:
+            if photos.cluster:
+                photos.cluster.check()
             ready = ahead
-            ahead = [pool.submit(read, index) for index in chunk]
+            ahead = [(index, pool.submit(read, index)) for index in chunk]
             batch = []
-            for future in ready:
-                result = future.result()
-                batch += [result] if result else []
+            for index, future in ready:
+                inputs = future.result()
+                if isinstance(inputs, UserError):
+                    photos.report(photos.paths[index], inputs)
+                else:
+                    batch.append((index, inputs))
                 advance()
             if batch:
                 yield batch

@@ -147,9 +147,11 @@ def index_classes(named: dict, classes: ClassNames, unknown: dict) -> dict[int, 
     by_index = {}
     for word, boxes in named.items():
         try:
-            by_index.setdefault(classes.named(word), []).extend(boxes)
+            index = classes.named(word)
         except UserError as error:
             unknown[word] = str(error)
+            continue
+        by_index.setdefault(index, []).extend(boxes)
     return by_index
 
 
@@ -197,9 +199,7 @@ def score_box(box: Box, point: tuple, heat: np.ndarray, truths: Sequence[Box]) -
 
     Of several true boxes the best counts. Pointing game: Zhang et al. 2016, arXiv 1608.00507,
     section 4.1; its tolerance counts along y and x."""
-    true = np.zeros(heat.shape, bool)
-    for x0, y0, x1, y1 in np.round(truths).astype(int):
-        true[y0:y1, x0:x1] = True
+    true = pixels_inside(truths, heat.shape)
     y, x = point
     rows = slice(max(y - TOLERANCE, 0), y + TOLERANCE + 1)
     columns = slice(max(x - TOLERANCE, 0), x + TOLERANCE + 1)
@@ -208,6 +208,14 @@ def score_box(box: Box, point: tuple, heat: np.ndarray, truths: Sequence[Box]) -
     positive = np.maximum(heat, 0)
     inside = positive[true].sum() / positive.sum()
     return np.array([iou >= 0.5, iou, near, true[y, x], inside], float)
+
+
+def pixels_inside(boxes: Sequence[Box], shape: tuple) -> np.ndarray:
+    """Where a photograph (H, W) is inside one of the boxes: bool, same shape."""
+    inside = np.zeros(shape, bool)
+    for x0, y0, x1, y1 in np.round(boxes).astype(int):
+        inside[y0:y1, x0:x1] = True
+    return inside
 
 
 def score_centered_box(shape: tuple, size: np.ndarray, truths: Sequence[Box]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The command line: a script's constants as options, their types, and errors in one line.
 
-It imports no TensorFlow, so that wrong words are reported at once. What a figure or a network
+It imports no TensorFlow, so that mistyped options are reported at once. What a figure or a network
 makes of its options is not in here."""
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnnvis.boxes import read_boxes
 from cnnvis.runtime import log
 from cnnvis.saved_models import Weights, is_saved_network, refuse_foreign
@@ -28,6 +30,7 @@ from utils import (
     PREPROCESS_MODES,
     Selection,
     UserError,
+    load_image,
     read_classes,
     suggest,
 )
@@ -77,7 +80,9 @@ def int_range(least: int, most: int) -> Callable:
 
     def read(text: str) -> int:
         if not re.fullmatch(r"-?\d{1,12}", text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {least} to {most}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected a whole number from {least} to {most}"
+            )
         return int(text)
 
     return read
@@ -91,7 +96,9 @@ def kernels_type(text: str) -> Selection:
     for word in text.split(","):
         ends = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", word.strip())
         if not ends:
-            raise argparse.ArgumentTypeError(f"{text!r}: numbers from 0, ranges like 0-8, or top9")
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected numbers from 0, ranges like 0-8, or top9"
+            )
         first, last = sorted((int(ends[1]), int(ends[2] or ends[1])))
         numbers += range(first, last + 1)
     return Selection(tuple(dict.fromkeys(numbers)))
@@ -103,14 +110,16 @@ def size_type(text: str) -> tuple[int, int] | None:
         return None
     sides = re.fullmatch(r"(\d{1,4})\s*[,x]\s*(\d{1,4})", text.strip())
     if not sides or min(int(sides[1]), int(sides[2])) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: height,width in pixels, such as 224,224")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected height,width in pixels, such as 224,224"
+        )
     return int(sides[1]), int(sides[2])
 
 
 def name_type(text: str) -> str:
     """An argparse type: a name for file names, or nothing."""
     if re.search(r"[/\\\0]", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: a name without / and \\")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name without / and \\")
     return text.strip()
 
 
@@ -123,7 +132,9 @@ def weights_type(*words: str) -> Callable:
         path = Path(text)
         if not text or not (path.exists() or Path(f"{text}.index").exists()):
             known = ", ".join(words)
-            raise argparse.ArgumentTypeError(f"no {text!r}: give {known}, a file or a folder")
+            raise argparse.ArgumentTypeError(
+                f"there is no {text!r}: give {known}, a file or a folder"
+            )
         refuse_foreign(path)
         return Weights("", path, is_saved_network(path))
 
@@ -149,6 +160,7 @@ ARGUMENT_TYPES = {
     "PLACE": choice("field", "stretch"),
     "THRESHOLD": int_range(1, 99),
     "BOXES": str,
+    "MASK": str,
     "PAGES": int_range(1, 999),
     "SCALE": int_range(1, 8),
     "SEED": int_range(0, LARGEST_SEED),
@@ -283,7 +295,7 @@ def read_options(script: Mapping[str, Any], figures: Mapping[str, Any]) -> argpa
 def check_files(options: argparse.Namespace) -> None:
     """UserError for files named by options that do not exist; unused ones are reported."""
     if options.labels and not options.weights.saved:
-        raise UserError("--labels names the classes of a saved network: give that by --weights")
+        raise UserError("--labels names the classes of a saved network: give one by --weights")
     for option in ("import_", "name", "size"):
         if getattr(options, option) and not options.weights.saved:
             word = f"--{option.rstrip('_')}"
@@ -292,10 +304,25 @@ def check_files(options: argparse.Namespace) -> None:
         raise UserError(f"--labels {options.labels}: there is no such file or folder")
     if options.import_.endswith(".py") and not os.path.exists(options.import_):
         raise UserError(f"--import {options.import_}: there is no such file")
+    mask = getattr(options, "mask", "")
+    if mask and not options.weights.saved:
+        raise UserError("--mask is for a segmentation network: give one by --weights")
+    options.region = read_mask(mask) if mask else None
     boxes = getattr(options, "boxes", "")
     options.true_boxes = read_boxes(boxes) if boxes else {}
     if boxes and not any(figure.uses_boxes for figure in options.drawn):
         log("--boxes is not used: no figure asked for draws boxes")
+
+
+def read_mask(path: str) -> np.ndarray:
+    """The region of a picture, bool (H, W): what is not black. UserError: there is none."""
+    try:
+        region = load_image(path).any(axis=-1)
+    except UserError as error:
+        raise UserError(f"--mask: {error}") from error
+    if not region.any():
+        raise UserError(f"--mask {path} is black: draw in white what the network is asked about")
+    return region
 
 
 def check_output(folder: Path) -> None:

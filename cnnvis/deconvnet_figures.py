@@ -193,7 +193,7 @@ def draw_occlusion(explanation: DeconvNetExplanation) -> Drawing:
     image, title = explanation.tile(5), f"kernel {kernel}"
     row = [
         Tile(image, "photograph"),
-        drop_tile(explanation, image, probability, "p"),
+        drop_tile(explanation, image, probability, explanation.network.unit),
         most_probable_tile(
             winners, image, explanation.geometry(None, winners.shape), network.classes
         ),
@@ -226,6 +226,8 @@ def drop_tile(
 
 def draw_comparison(folder: FolderEvaluation) -> list[Drawing]:
     """The same kernels of several photographs side by side; of one photograph in four ways."""
+    if not folder.photos.writes_folder:
+        return []
     photos = itertools.islice(folder.photos.readable(), folder.options.compared)
     explanations = [folder.explain(photo) for photo in photos]
     if not explanations:
@@ -306,7 +308,7 @@ def draw_top9(folder: FolderEvaluation) -> list[Drawing]:
     options, network = folder.options, folder.network
     layer, count = network.main_layer, len(folder.photos.paths)
     top = scan(network, folder.photos)
-    if not len(top.photo_indices):
+    if not len(top.photo_indices) or not folder.photos.writes_folder:
         return []
     kernels = options.kernels.among(top.activations[0])
     found, arrays = project_top(folder, top, kernels)
@@ -375,6 +377,7 @@ DECONVNET_FIGURES = registry(
         "how far a class and a kernel drop where a grey square covers a part",
         draw_occlusion,
         needs_classifier=True,
+        lacks_pixels="it is of one answer a photograph",
         kernels_of="last",
     ),
 )

@@ -1,7 +1,8 @@
 """The figures of a run: what a figure is, and the loop that draws them, photograph by photograph.
 
-A figure only makes Drawings; they are written here. Which figures there are is in
-gradcam_figures.py and deconvnet_figures.py."""
+A figure only makes Drawings. While the network runs, one thread reads the next photographs, and
+another lays out and writes what is drawn. Which figures there are is in gradcam_figures.py and
+deconvnet_figures.py."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from cnnvis.folder import FolderEvaluation
 from cnnvis.networks import Network
 from cnnvis.photos import Photo, PhotoSet
 from cnnvis.results import Drawing, Result
-from cnnvis.runtime import log, progress
+from cnnvis.runtime import BackgroundThread, compute_ahead, log, progress
 from cnnvis.vgg import joined
 
 
@@ -25,7 +26,7 @@ class Figure:
 
     name: str
     summary: str  # a line for --help
-    draw: Callable | None = None  # draw(explanation) -> Drawings of one photograph
+    draw: Callable | None = None  # draw(explanation) -> a Drawing of one photograph, or several
     draw_folder: Callable | None = None  # draw_folder(folder) -> Drawings over all photographs
     collector: Callable | None = None  # collector(folder) -> a Collector, or None
     extension: str = ""  # of its files; empty: the --format of pictures
@@ -35,6 +36,7 @@ class Figure:
     shared: bool = False  # one page for all networks: draw(explanations), one a network
     kernels_of: str = ""  # whose kernels --kernels chooses: those of the `main` or `last` layer
     draws_units: bool = False  # dense layers may be drawn too
+    lacks_pixels: str = ""  # why it is not drawn of a segmentation network
 
 
 def registry(*figures: Figure) -> dict[str, Figure]:
@@ -61,8 +63,10 @@ class Target:
 
     def is_complete(self, photos: PhotoSet) -> bool:
         """Whether all files of a figure over all photographs are there already."""
-        paths = photos.paths if self.figure.draw else []  # a file each, and one over all
-        return all(self.result(photos, path).is_drawn() for path in [None, *paths])
+        paths = [None] if photos.writes_folder else []
+        paths += photos.share if self.figure.draw else []  # a file each, and one over all
+        is_drawn = all(self.result(photos, path).is_drawn() for path in paths)
+        return all(photos.gather(is_drawn))
 
     def draw(self, explanations: list) -> Drawing | Iterable[Drawing]:
         """The Drawings of a photograph, given its Explanation by each of the networks."""
@@ -80,15 +84,37 @@ def draw_figures(
     ]
     targets = [target for target in find_targets(options, folders) if not left_out(target, photos)]
     of_photos = [target for target in targets if target.figure.draw or target.collector]
-    for photo, pending in pending_photos(of_photos, photos):
-        draw_photo(photo, pending, photos)
+    with BackgroundThread() as writer:
+        for photo, pending in pending_photos(of_photos, photos):
+            draw_photo(photo, pending, photos, writer)
+        gather_folder(targets, photos)
+        for target in targets:
+            if target.collector and photos.writes_folder:
+                write_behind(writer, target.result(photos), target.collector.drawings())
+        for target in targets:
+            if target.figure.draw_folder:
+                drawings = target.figure.draw_folder(target.folders[0])
+                write_behind(writer, target.result(photos), drawings)
+    photos.share_unreadable()  # and wait until every worker is done
+    return photos.exit_code()
+
+
+def gather_folder(targets: list[Target], photos: PhotoSet) -> None:
+    """Let every worker know what all of them have collected, and could not read."""
+    if not photos.cluster:
+        return
+    photos.share_unreadable()
     for target in targets:
         if target.collector:
-            target.result(photos).write(target.collector.drawings())
-    for target in targets:
-        if target.figure.draw_folder:
-            target.result(photos).write(target.figure.draw_folder(target.folders[0]))
-    return photos.exit_code()
+            target.collector.merge(photos.gather(target.collector.state()))
+
+
+def write_behind(
+    writer: BackgroundThread, result: Result, drawings: Drawing | Iterable[Drawing]
+) -> None:
+    """Lay out and write Drawings in another thread. The network runs in this one only."""
+    drawings = [drawings] if isinstance(drawings, Drawing) else list(drawings)
+    writer.submit(result.write, drawings)
 
 
 def find_targets(options: argparse.Namespace, folders: list[FolderEvaluation]) -> Iterator[Target]:
@@ -114,15 +140,21 @@ def left_out(target: Target, photos: PhotoSet) -> bool:
 
 def pending_photos(targets: list[Target], photos: PhotoSet) -> Iterator[tuple[Photo, list[Target]]]:
     """Each readable Photo, and the targets that are still to be drawn of it."""
-    drawn, existing = 0, 0
-    advance = progress(len(photos.paths))
-    for path in photos.paths if targets else ():
+
+    def read(path):  # in a thread, while the photograph before it is drawn
         pending = [
             target
             for target in targets
             if target.collector or not target.result(photos, path).is_drawn()
         ]
-        photo = photos.read(path) if pending else None
+        return path, pending, photos.decode(path) if pending else None
+
+    drawn, existing = 0, 0
+    advance = progress(len(photos.share))
+    for path, pending, pixels in compute_ahead(read, photos.share if targets else ()):
+        if photos.cluster:
+            photos.cluster.check()
+        photo = photos.admit(path, pixels) if pending else None
         if photo:
             yield photo, pending
             drawn += 1
@@ -134,7 +166,9 @@ def pending_photos(targets: list[Target], photos: PhotoSet) -> Iterator[tuple[Ph
         log(f"photographs: {drawn} drawn, {existing} there already, {unreadable} unreadable")
 
 
-def draw_photo(photo: Photo, targets: list[Target], photos: PhotoSet) -> None:
+def draw_photo(
+    photo: Photo, targets: list[Target], photos: PhotoSet, writer: BackgroundThread
+) -> None:
     """Draw the figures of one photograph, and collect what figures over all need of it."""
     explanations = {}  # {folder's id: Explanation}
     for target in targets:
@@ -143,6 +177,6 @@ def draw_photo(photo: Photo, targets: list[Target], photos: PhotoSet) -> None:
                 explanations[id(folder)] = folder.explain(photo)
         of_target = [explanations[id(folder)] for folder in target.folders]
         if target.figure.draw:
-            target.result(photos, photo.path).write(target.draw(of_target))
+            write_behind(writer, target.result(photos, photo.path), target.draw(of_target))
         if target.collector:
             target.collector.add(of_target[0])

@@ -11,16 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from cnnvis.boxes import Box, segment_box
 from cnnvis.geometry import Geometry, stretched_geometry
 from cnnvis.networks import Network
-from cnnvis.pages import Tile, columns_for, fit_tile
+from cnnvis.pages import Tile, columns_for, fit_tile, outlined
 from cnnvis.photos import Photo
 from cnnvis.runtime import log_once
+from cnnvis.segmentation import Pixels
 from utils import Selection, UserError, overlay, pale_grey, signed_grey
 
+POSITIVE, NEGATIVE = (178, 24, 43), (33, 102, 172)  # RGB: red and blue of signed maps
 CERTAIN = 0.999999  # a probability above it makes the preprocessing suspect
 
 
@@ -35,9 +38,12 @@ class Explanation:
         selection: Selection | None = None,
     ):
         self.options, self.network, self.photo = options, network, photo
-        self.selection = selection or network.selection  # of classes whose maps are needed
+        self.selection = (
+            selection or network.selection
+        )  # classes whose maps are needed: those asked for and true ones
         self.true_boxes = {}  # {class index: [Box, …]}
         self.x = network.prepare(photo.image)
+        check_mask(options, photo)
 
     # --- classes ---
 
@@ -49,10 +55,32 @@ class Explanation:
     @property
     def classes(self) -> list[int]:
         """The indices of the classes asked for, in that order."""
-        return self.network.selection.among(self.logits)
+        return self.among(self.network.selection)
+
+    @functools.cached_property
+    def pixels(self) -> Pixels | None:
+        """Which pixels are whose, by a segmentation network; None of another."""
+        return self.network.pixels and self.network.pixels.pixels(self.x)
+
+    def among(self, selection: Selection, logits: np.ndarray | None = None) -> list[int]:
+        """The indices of a Selection of classes: the `top` by share of pixels, or by logits."""
+        if self.pixels:
+            return selection.among(self.pixels.shares)
+        return selection.among(self.logits if logits is None else logits)
+
+    def measure(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and probabilities, (N, n_classes) each, of inputs that the photograph became.
+
+        Of a segmentation network: scores and mean probabilities over this photograph's regions."""
+        if self.pixels:
+            return self.network.pixels.measure(batch, self.pixels.regions)
+        logits = self.network.logits(batch)
+        return logits, self.network.probabilities(logits)
 
     def class_title(self, index: int, between: str = "\n", logits: Any = None) -> str:
         """A class and its probability; of a regression the number."""
+        if self.pixels:
+            return f"{self.network.classes.title(index)}{between}{self.pixels.title(index)}"
         logits = self.logits if logits is None else logits
         p = self.network.probabilities(logits)[index]
         if self.network.kind == "number":
@@ -82,6 +110,21 @@ class Explanation:
         """The photograph as one of so many tiles of a grid."""
         return self.tile(columns_for(count))
 
+    def outlined(self, picture: np.ndarray, *classes: int) -> np.ndarray:
+        """A picture of the photograph with the regions of classes outlined, if there are any."""
+        if not self.pixels:
+            return picture
+        indices = classes[:1] if self.pixels.has_mask else classes
+        geometry = self.network.pixels.geometry
+        if self.options.place != "field":
+            geometry = self.geometry(None, self.pixels.regions.shape[1:])
+        geometry = replace(geometry, fit=self.options.fit)
+        return outlined(picture, [self.pixels.regions[index] for index in indices], geometry)
+
+    def photograph(self, image: np.ndarray, *classes: int) -> Tile:
+        """The Tile of the photograph, with the regions of classes outlined, if there are any."""
+        return Tile(self.outlined(image, *classes), "photograph")
+
     def heat_tile(
         self,
         image: np.ndarray,
@@ -100,6 +143,15 @@ class Explanation:
         how = {"colormap": self.options.colormap, **how}
         picture = overlay(image, cam, self.geometry(layer, cam.shape), **how)
         return Tile(picture, f"{title}\n{word} {cam.max():.3g}")
+
+    def signed_picture(self, image: np.ndarray, cam: np.ndarray, layer: str | None) -> np.ndarray:
+        """A signed map over an image in pale grey: red where positive, blue where negative."""
+        geometry = self.geometry(layer, cam.shape)
+        values = geometry.resample(cam, *image.shape[:2])[..., None]
+        ends = np.float32(np.where(values > 0, POSITIVE, NEGATIVE))
+        strength = np.abs(values) / (np.abs(values).max() or 1)
+        colours = np.uint8(255.5 + strength * (ends - 255))
+        return geometry.dim(cv2.addWeighted(colours, 0.6, pale_grey(image), 0.4, 0))
 
     def grey_input(self) -> np.ndarray:
         """The network's input of mid-grey, (channels,)."""
@@ -125,6 +177,8 @@ class Explanation:
         arrays = {"input": self.x, **arrays}
         if logits is not None:
             arrays["logits"] = logits
+        if self.pixels:
+            arrays["shares"] = self.pixels.shares
         for layer in dict.fromkeys([*self.network.layers, self.network.main_layer]):
             known = self.network.geometry(layer)
             if known and any(key.startswith(f"{layer}/") for key in arrays):
@@ -136,12 +190,25 @@ class Explanation:
         return f"{self.photo.path.name} · {text}"
 
 
+def check_mask(options: argparse.Namespace, photo: Photo) -> None:
+    """UserError for a mask of another size than a photograph's."""
+    if options.region is None:
+        return
+    height, width = options.region.shape
+    if photo.image.shape[:2] != (height, width):
+        size = "{1} x {0}".format(*photo.image.shape)
+        raise UserError(
+            f"--mask {options.mask} is {width} x {height} pixels, {photo.path} is {size}"
+        )
+
+
 def checked_logits(network: Network, logits: np.ndarray) -> np.ndarray:
     """Logits of a photograph. UserError where they are not finite; a certain answer is reported."""
     if not np.isfinite(logits).all():
         wrong = "returns numbers that are not finite: are its weights whole?"
         raise UserError(f"{network.label} {wrong}")
-    if network.kind != "number" and network.probabilities(logits).max() > CERTAIN:
+    has_p = network.kind not in ("number", "segmentation")
+    if has_p and network.probabilities(logits).max() > CERTAIN:
         doubt = f"is certain (p > {CERTAIN}): is --preprocess {network.preprocess} right?"
         log_once(f"{network.label} {doubt}")
     return logits
@@ -182,6 +249,8 @@ class GradCamExplanation(Explanation):
 
     def maps_at(self, layers: list[str], selection: Selection) -> ClassMaps:
         """The ClassMaps of a Selection of classes at some layers, from one forward pass."""
+        if self.pixels:  # which the method does not rank
+            selection = Selection(tuple(self.among(selection)))
         indices, top = selection.indices, selection.top
         call = self.methods.grad_cam
         cams, logits = call(self.network.model, self.x, layers, indices, self.options.method, top)
@@ -205,7 +274,7 @@ class GradCamExplanation(Explanation):
         """{class index: signed map of the main layer} of every class that a figure needs."""
         return self.main_maps.maps[self.network.main_layer]
 
-    @property
+    @functools.cached_property
     def cams(self) -> dict[int, np.ndarray]:
         """Those of the classes asked for, in that order."""
         return {index: self.maps[index] for index in self.classes}
@@ -229,7 +298,23 @@ class GradCamExplanation(Explanation):
             self.segments[index] = Segment(heat, segment_box(heat, self.options.threshold))
         return self.segments[index]
 
+    def evidence_tile(
+        self, image: np.ndarray, cam: np.ndarray, layer: str, title: str, **how: Any
+    ) -> Tile:
+        """`heat_tile`; of a regression, whose number evidence raises or lowers, a signed one."""
+        if self.network.kind != "number":
+            return self.heat_tile(image, cam, layer, title, **how)
+        picture = self.signed_picture(image, cam, layer)
+        return Tile(picture, f"{title}\n{cam.min():.3g} to {cam.max():.3g}")
+
     def cam_tile(self, image: np.ndarray, index: int, **how: Any) -> Tile:
         """The Tile of a class's map over an image."""
         title = self.class_title(index)
-        return self.heat_tile(image, self.cams[index], self.network.main_layer, title, **how)
+        layer = self.network.main_layer
+        tile = self.evidence_tile(image, self.cams[index], layer, title, **how)
+        return tile._replace(picture=self.outlined(tile.picture, index))
+
+    @property
+    def bars(self) -> list | None:
+        """Colour bars of a page of such tiles: none of signed ones, whose ends are in titles."""
+        return [] if self.network.kind == "number" else None

@@ -4,13 +4,13 @@ Which class is true is in folder.py; nothing is written in here."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from cnnvis.explanation import GradCamExplanation
@@ -18,13 +18,12 @@ from cnnvis.folder import FolderEvaluation
 from cnnvis.pages import Bar, Tile, columns_for, fit_tile, in_grid, in_rows
 from cnnvis.results import Drawing
 from cnnvis.runtime import abbreviate, log, log_once, progress
-from utils import PREPROCESS_MODES, UserError, colorize, heat_map, pale_grey
+from utils import PREPROCESS_MODES, UserError, colorize, heat_map
 
 ROWS_PER_PAGE = 8
 MEAN_HEATS = 35  # classes on the page of mean heat at most
 TRIED_PHOTOS = 50  # photographs at most that other preprocessings are tried on
-LINEAR_METHODS = ("gradcam", "hirescam")  # the map of a difference is the difference of the maps
-POSITIVE, NEGATIVE = (178, 24, 43), (33, 102, 172)  # RGB: red and blue of signed maps
+LINEAR_METHODS = ("gradcam", "hirescam")  # the map of a difference is that of the maps
 
 
 class ConfusionCounts(Counter):
@@ -90,6 +89,7 @@ class FailuresCollector:
     def __init__(self, folder: FolderEvaluation):
         self.folder = folder
         self.counts = ConfusionCounts()
+        self.first = {}  # {pair: the place of its first photograph}
         self.failures = []  # the most confident first
         self.heats = {}  # {predicted class: the sum of its maps, each divided by its maximum}
         self.geometry = None  # of these maps over the network's input
@@ -103,6 +103,7 @@ class FailuresCollector:
         predicted = int(logits.argmax())
         cam = explanation.maps[predicted]
         self.counts[true, predicted] += 1
+        self.first.setdefault((true, predicted), self.folder.photos.order[explanation.photo.path])
         self.geometry = explanation.input_geometry(self.folder.network.main_layer, cam.shape)
         heat = np.maximum(cam, 0)
         self.heats[predicted] = self.heats.get(predicted, 0) + heat / (heat.max() or 1)
@@ -110,8 +111,33 @@ class FailuresCollector:
             p = float(self.folder.network.probabilities(logits)[predicted])
             both = np.stack([cam, explanation.maps[true]])
             self.failures.append(Failure(p, explanation.photo.path, predicted, true, logits, both))
-            self.failures.sort(key=lambda failure: -failure.p)
-            del self.failures[ROWS_PER_PAGE * self.folder.options.pages :]
+            self.keep_failures()
+
+    def keep_failures(self) -> None:
+        """Sort the failures, and keep those that are drawn."""
+        order = self.folder.photos.order
+        self.failures.sort(key=lambda failure: (-failure.p, order[failure.path]))
+        del self.failures[ROWS_PER_PAGE * self.folder.options.pages :]
+
+    def state(self) -> tuple:
+        """What other workers need to know."""
+        return dict(self.counts), self.first, self.failures, self.heats, self.geometry
+
+    def merge(self, states: Sequence[tuple]) -> None:
+        """Take the states of all workers."""
+        every_count, every_first, failures, every_heat, geometries = zip(*states, strict=True)
+        firsts = [pair for first in every_first for pair in first.items()]
+        self.first = dict(sorted(firsts, key=lambda item: -item[1]))  # the least one stays
+        in_order = sorted(self.first, key=self.first.get)  # as ties are broken
+        self.counts = ConfusionCounts(dict.fromkeys(in_order, 0))
+        for counts in every_count:
+            self.counts.update(counts)
+        self.failures = list(itertools.chain.from_iterable(failures))
+        self.keep_failures()
+        self.heats = {}
+        for index, heat in itertools.chain.from_iterable(heats.items() for heats in every_heat):
+            self.heats[index] = self.heats.get(index, 0) + heat
+        self.geometry = next(filter(None, geometries), None)
 
     def drawings(self) -> Iterator[Drawing]:
         """Pages of failures, and one of mean heat; the counts are printed."""
@@ -191,12 +217,7 @@ def signed_tile(
     explanation: GradCamExplanation, image: np.ndarray, difference: np.ndarray, failure: Failure
 ) -> Tile:
     """The Tile of a signed map: red where it is positive, blue where it is negative."""
-    geometry = explanation.geometry(explanation.network.main_layer, difference.shape)
-    values = geometry.resample(difference, *image.shape[:2])[..., None]
-    ends = np.float32(np.where(values > 0, POSITIVE, NEGATIVE))
-    strength = np.abs(values) / (np.abs(values).max() or 1)
-    colours = np.uint8(255.5 + strength * (ends - 255))
-    picture = geometry.dim(cv2.addWeighted(colours, 0.6, pale_grey(image), 0.4, 0))
+    picture = explanation.signed_picture(image, difference, explanation.network.main_layer)
     short = explanation.network.classes.short
     predicted, true = short(failure.predicted), short(failure.true)
     title = f"red: {predicted} rather than {true}\nblue: {true} rather than {predicted}"

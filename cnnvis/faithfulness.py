@@ -79,22 +79,29 @@ def exchange_ranks(heats: Iterable[np.ndarray], shape: tuple) -> list[np.ndarray
     return [np.argsort(order).reshape(*shape, 1) for order in orders]
 
 
-def curve_tile(perturbation: PerturbationCurve, height: int = 220, scale: int = 1) -> Tile:
-    """A map's curve in red, over that of random orders ± two sample standard deviations."""
+def curve_tile(
+    perturbation: PerturbationCurve, height: int = 220, scale: int = 1, unit: str = "p"
+) -> Tile:
+    """A map's curve in red, over that of random orders ± two sample standard deviations.
+
+    unit: p, whose axis starts at 0 and ends at 1 at most, or number, of a regression."""
     curve, *others = perturbation.curves
     mean = np.mean(others, axis=0)
     spread = 2 * np.std(others, axis=0, ddof=1)
-    highest = np.minimum(mean + spread, 1)
+    lowest, highest = mean - spread, mean + spread
+    if unit == "p":
+        lowest, highest = np.maximum(lowest, 0), np.minimum(highest, 1)
     shares = np.linspace(0, 100, 11)
     with matplotlib_defaults():
         figure = Figure(figsize=(2.8, height / 100), dpi=100 * scale)
         axes = figure.add_axes((0.33, 48 / height, 0.61, 1 - 58 / height))
-        axes.fill_between(shares, np.maximum(mean - spread, 0), highest, color="0.85")
+        axes.fill_between(shares, lowest, highest, color="0.85")
         axes.plot(shares, mean, "grey", shares, curve, "C3")
-        ceiling = 1.1 * min(max(highest.max(), curve.max()), 1) or 1
-        axes.set(xlim=(0, 100), ylim=(0, ceiling), ylabel="probability")
+        axes.set(xlim=(0, 100), ylabel="probability" if unit == "p" else unit)
+        if unit == "p":
+            axes.set_ylim(0, 1.1 * min(max(highest.max(), curve.max()), 1) or 1)
         axes.set_xlabel(f"% of pixels, {perturbation.name}")
-        axes.yaxis.set_major_formatter("{x:.2g}")
+        axes.yaxis.set_major_formatter("{x:.2g}" if unit == "p" else "{x:.3g}")
         return Tile(render(figure), perturbation.title())
 
 
@@ -126,7 +133,8 @@ class Faithfulness(NamedTuple):
         beaten = f"{first.title}\nbeats chance: {' and '.join(names) or 'neither'}"
         scale = explanation.options.scale
         height = max(first.picture.shape[0] // scale, 180)
-        curves = [curve_tile(each, height, scale) for each in self.curves]
+        unit = explanation.network.unit
+        curves = [curve_tile(each, height, scale, unit) for each in self.curves]
         title = f"occlusion\nrank correlation {self.correlation:.2f}"
         how = {"word": "drops by", "lack": "it never drops"}
         occlusion = explanation.heat_tile(explanation.tile(6), self.drops, None, title, **how)
@@ -140,13 +148,15 @@ class Faithfulness(NamedTuple):
 
 def measure_faithfulness(explanation: Any, cams: dict) -> dict[int, Faithfulness]:
     """{class: Faithfulness} of the maps {class: map} of a photograph's main layer."""
-    network, x, grey = explanation.network, explanation.x, explanation.grey_input()
+    network, grey = explanation.network, explanation.grey_input()
     heats = {}
     for index, cam in cams.items():
         geometry = explanation.input_geometry(network.main_layer, cam.shape)
-        heats[index] = geometry.resample(cam, *x.shape[1:3])
-    curves = deletion_and_insertion(x, heats, grey, network.predict)
-    squares, (logits,) = occlude(x, grey, lambda batch: (network.logits(batch),), 25, 12)
+        heats[index] = geometry.resample(cam, *explanation.x.shape[1:3])
+    curves = deletion_and_insertion(
+        explanation.x, heats, grey, lambda batch: explanation.measure(batch)[1]
+    )
+    squares, (logits, _) = occlude(explanation.x, grey, explanation.measure, 25, 12)
     found = {}
     for index, heat in heats.items():
         drops = explanation.logits[index] - logits[..., index]

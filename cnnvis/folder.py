@@ -155,12 +155,26 @@ class BoxCollector:
     def __init__(self, folder: FolderEvaluation):
         self.folder = folder
         self.localisation = Localisation()
+        self.order = []  # of each map, the place of its photograph
 
     def add(self, explanation: GradCamExplanation) -> None:
         """Score the maps of the classes that have true boxes."""
         for index, truths in self.folder.boxes_of(explanation.photo.path).items():
             segment = explanation.segment(index)
             self.localisation.add(segment.heat, segment.box, truths)
+            self.order.append(self.folder.photos.order[explanation.photo.path])
+
+    def state(self) -> tuple:
+        """What other workers need to know."""
+        return self.order, self.localisation.scores, self.localisation.cases
+
+    def merge(self, states: Sequence[tuple]) -> None:
+        """Take the states of all workers, in the order of the photographs."""
+        maps = itertools.chain.from_iterable(zip(*state, strict=True) for state in states)
+        ordered = sorted(maps, key=lambda each: each[0])
+        self.order = [order for order, _, _ in ordered]
+        self.localisation.scores = [scores for _, scores, _ in ordered]
+        self.localisation.cases = [case for _, _, case in ordered]
 
     def drawings(self) -> list[Drawing]:
         """The page of the summary, which is printed too."""
@@ -196,6 +210,15 @@ class TableCollector:
         cells |= {"layer": network.main_layer, "map_maximum": f"{maximum:.6g}"}
         box = explanation.segment(predicted).box
         self.rows[path] = cells | (box._asdict() if box else {})
+
+    def state(self) -> dict:
+        """What other workers need to know."""
+        return self.rows
+
+    def merge(self, states: Sequence[dict]) -> None:
+        """Take the states of all workers."""
+        for rows in states:
+            self.rows |= rows
 
     def drawings(self) -> list[Drawing]:
         """The table, in the order of the photographs, with those that cannot be read."""

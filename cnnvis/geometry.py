@@ -2,7 +2,7 @@
 receptive fields, followed from layer to layer (Araujo et al. 2019, «Computing receptive fields of
 convolutional neural networks», distill.pub).
 
-A map is laid over a photograph by its Geometry. Colours and tiles are not in here."""
+A Geometry resamples a map to its photograph. Colours and tiles are not in here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Geometry:
 
     cells: np.ndarray  # float32 (2, 2): the centre of cell 0, and the step from cell to cell
     size: tuple  # (H, W) of the network's input
-    visible: np.ndarray  # float32 (2, 2): first and last edge of the input that crops leave over
+    visible: np.ndarray  # float32 (2, 2): first and last edge of what crops leave of the input
     reach: np.ndarray  # float32 (2,): how far a receptive field extends on either side
     fit: str = "squeeze"  # how the photograph became the network's input, see utils.fit_box
 
@@ -52,6 +52,20 @@ class Geometry:
             matrices.append(cubic_matrix((inputs - offset) / step, cells[axis]))
         return matrices
 
+    def covered(self, region: np.ndarray, cells: tuple) -> np.ndarray:
+        """Which share of each cell of a map a region of a photograph, bool (H, W), covers: `cells`.
+
+        A cell is as wide as the step to the next one."""
+        start, length = fit_box(region.shape, self.size, self.fit)
+        matrices = []
+        for axis, count in enumerate(cells):
+            offset, step = self.cells[axis]
+            inputs = offset + step * (np.arange(count + 1) - 0.5)
+            edges = inputs / self.size[axis] * length[axis] + start[axis]
+            matrices.append(overlaps(edges, region.shape[axis]))
+        rows, columns = matrices
+        return (rows @ np.float64(region) @ columns.T).round(6)
+
     def visible_box(self, height: int, width: int) -> tuple[slice, slice]:
         """What the network sees of a photograph (height, width): slices of rows and columns."""
         start, length = fit_box((height, width), self.size, self.fit)
@@ -67,7 +81,7 @@ class Geometry:
         return dimmed
 
     def inner_cells(self, height: int, width: int) -> np.ndarray:
-        """Cells of a map (height, width) away from the border of what the network sees: bool.
+        """Which cells of a map are away from the border of what the network sees: bool.
 
         Their receptive field is inside it. A field wider than half of it counts as half, because
         most weight is in the middle of a field (Luo et al. 2016): block5_conv3 of VGG16 reads 196
@@ -239,7 +253,7 @@ def geometry_of(operation: Any, known: dict) -> Geometry | None:
             return None
         if window is KEEPS and (size != out).any():
             continue  # a factor for every channel, as in squeeze-and-excitation
-        if window is None or known[id(tensor)] is None:
+        if window is None or known.get(id(tensor)) is None:
             return None
         branches.append(geometry_behind(known[id(tensor)], window, out))
     return merged(branches, out) if branches else None
@@ -249,7 +263,7 @@ def layer_geometries(model: Any) -> dict[str, Geometry | None]:
     """{layer: Geometry} of a flat network, named as `grad_cam` takes them.
 
     None for layers without a map, and where positions may be rearranged, branches are more than a
-    cell apart, or the input size is open."""
+    cell apart, or the input size is not fixed."""
     entry = model.inputs[0]
     size = map_size(entry)
     known = {id(entry): None if size is None else stretched_geometry(entry.shape[1:3], *size)}
@@ -281,6 +295,13 @@ def true_span(mask: np.ndarray, reach: int = 0) -> slice:
     """The slice from the first true value of a mask, bool (n,), to the last, wider by `reach`."""
     positions = np.flatnonzero(mask) if mask.any() else np.zeros(1, int)
     return slice(max(positions[0] - reach, 0), min(positions[-1] + reach + 1, len(mask)))
+
+
+def overlaps(edges: np.ndarray, count: int) -> np.ndarray:
+    """Which share of each interval between n + 1 edges each of `count` pixels is: (n, count)."""
+    pixels = np.arange(count)
+    first, last = edges[:-1, None], edges[1:, None]
+    return np.maximum(np.minimum(last, pixels + 1) - np.maximum(first, pixels), 0) / (last - first)
 
 
 def cubic_matrix(positions: np.ndarray, count: int) -> np.ndarray:

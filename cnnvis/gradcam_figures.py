@@ -21,9 +21,11 @@ from cnnvis.graph import cached_for_model
 from cnnvis.pages import Bar, Tile, in_grid, in_rows
 from cnnvis.results import Drawing
 from cnnvis.runtime import keras, log
+from cnnvis.segmentation import with_regions
 from utils import Selection, colorize, heat_map, overlay
 
 NEGATIVE_COLORMAP = "viridis"  # of evidence against a class
+ONE_ANSWER = "it is of one right answer a photograph"
 CONTROL_SEED = 181003292  # far from the seeds that people choose; the number of Adebayo's paper
 
 
@@ -38,15 +40,16 @@ def draw_layers(explanations: list[GradCamExplanation]) -> Drawing:
     network = explanation.network
     asked = network.selection.first()
     found = explanation.maps_at(network.layers, asked)
-    index = asked.among(found.logits)[0]
+    index = explanation.among(asked, found.logits)[0]
     image = explanation.grid_tile(len(found.maps) + 1)
-    tiles = [Tile(image, "photograph")]
+    tiles = [explanation.photograph(image, index)]
     for layer, maps in found.maps.items():
-        tiles.append(explanation.heat_tile(image, maps[index], layer, layer))
+        tile = explanation.evidence_tile(image, maps[index], layer, layer)
+        tiles.append(tile._replace(picture=explanation.outlined(tile.picture, index)))
     arrays = {f"{layer}/{index}": maps[index] for layer, maps in found.maps.items()}
     title = explanation.class_title(index, " · ", found.logits)
     saved = explanation.arrays(arrays, found.logits)
-    return Drawing(in_grid(tiles), explanation.note(title), saved)
+    return Drawing(in_grid(tiles), explanation.note(title), saved, explanation.bars)
 
 
 def draw_layers_by_row(explanations: list[GradCamExplanation]) -> Drawing:
@@ -59,11 +62,11 @@ def draw_layers_by_row(explanations: list[GradCamExplanation]) -> Drawing:
     for explanation in explanations:
         network = explanation.network
         found = explanation.maps_at(network.layers, asked)
-        index = asked.among(found.logits)[0]
+        index = explanation.among(asked, found.logits)[0]
         asked = Selection((index,))  # the same class of the next network
         for layer, maps in found.maps.items():
             title = layer if is_alone else f"{network.label} {layer}"
-            tile = explanation.heat_tile(image, maps[index], layer, title)
+            tile = explanation.evidence_tile(image, maps[index], layer, title)
             rows.setdefault(network.row_of(layer), []).append(tile)
         cams = {f"{layer}/{index}": maps[index] for layer, maps in found.maps.items()}
         arrays |= explanation.arrays(cams, found.logits)
@@ -78,6 +81,7 @@ def draw_layers_by_row(explanations: list[GradCamExplanation]) -> Drawing:
 def drawing_of(explanation: GradCamExplanation, rows: list, arrays: dict, **more: Any) -> Drawing:
     """A Drawing of the main layer, whose name is its note by default."""
     note = explanation.note(more.pop("note", explanation.network.main_layer))
+    more.setdefault("bars", explanation.bars)
     return Drawing(rows, note, explanation.arrays(arrays, explanation.logits), **more)
 
 
@@ -85,7 +89,7 @@ def draw_classes(explanation: GradCamExplanation) -> Drawing:
     """One layer, a tile a class."""
     cams = explanation.cams
     image = explanation.grid_tile(len(cams) + 1)
-    tiles = [Tile(image, "photograph")]
+    tiles = [explanation.photograph(image, *cams)]
     tiles += [explanation.cam_tile(image, index) for index in cams]
     return drawing_of(explanation, in_grid(tiles), explanation.cam_arrays())
 
@@ -99,11 +103,13 @@ def draw_negative(explanation: GradCamExplanation) -> Drawing:
     how = {"lack": "no negative evidence", "word": "against: max", "colormap": NEGATIVE_COLORMAP}
     rows = []
     for classes in in_rows(list(cams), 4):
-        positive = [Tile(image, "for")]
-        negative = [Tile(image, "against")]
+        first = explanation.outlined(image, *classes)
+        positive = [Tile(first, "for")]
+        negative = [Tile(first, "against")]
         for index in classes:
             positive.append(explanation.cam_tile(image, index, word="for: max"))
-            negative.append(explanation.heat_tile(image, -cams[index], layer, "", **how))
+            tile = explanation.heat_tile(image, -cams[index], layer, "", **how)
+            negative.append(tile._replace(picture=explanation.outlined(tile.picture, index)))
         rows += [positive, negative]
     bars = [
         Bar(NEGATIVE_COLORMAP, "most against"),
@@ -119,7 +125,7 @@ def draw_one_class(explanation: GradCamExplanation) -> Drawing:
     geometry = explanation.geometry(layer, cam.shape)
     heat = heat_map(cam, *image.shape[:2], geometry=geometry)
     colours = colorize(heat, explanation.options.colormap)
-    row = [Tile(image, "photograph"), Tile(colours, "heat map")]
+    row = [explanation.photograph(image, index), Tile(colours, "heat map")]
     row.append(explanation.cam_tile(image, index))
     return drawing_of(explanation, [row], {f"{layer}/{index}": cam})
 
@@ -171,6 +177,7 @@ def draw_overlay(explanation: GradCamExplanation) -> list[Drawing]:
             log(f"{explanation.photo.path}: no positive evidence for {name}: {cold}")
         geometry = explanation.geometry(network.main_layer, cam.shape)
         picture = overlay(image, cam, geometry, explanation.options.colormap)
+        picture = explanation.outlined(picture, index)
         arrays = explanation.arrays({f"{network.main_layer}/{index}": cam}, explanation.logits)
         drawings.append(Drawing(picture=picture, arrays=arrays, suffix=f"_{index}"))
     return drawings
@@ -199,20 +206,28 @@ def draw_trust(explanation: GradCamExplanation) -> Drawing:
 def untrained_maps(explanation: GradCamExplanation) -> dict[int, np.ndarray]:
     """{class: map} of the same network untrained (Adebayo et al. 2018, arXiv 1810.03292)."""
     network, options = explanation.network, explanation.options
-    make = functools.partial(reinitialise, options.seed)
-    control = cached_for_model(network.model, "control", make)
+    regions = explanation.pixels and explanation.pixels.regions
+    make = functools.partial(reinitialise, options.seed, regions=regions)
+    if regions is None:
+        control = cached_for_model(network.model, "control", make)
+    else:
+        control = make(network.model)
     classes = list(explanation.cams)
     grad_cam = explanation.methods.grad_cam
     maps, _ = grad_cam(control, explanation.x, [network.main_layer], classes, options.method)
     return dict(zip(classes, maps[network.main_layer], strict=True))
 
 
-def reinitialise(seed: int, model: Any) -> Any:
-    """The same network with newly drawn weights; statistics of data (Normalization) stay."""
+def reinitialise(seed: int, model: Any, regions: np.ndarray | None = None) -> Any:
+    """The same network with newly drawn weights; statistics of data (Normalization) stay.
+
+    regions: bool (classes, h, w), which a segmentation network explains."""
 
     def clone(layer):
         if isinstance(layer, keras.layers.Normalization):
             return layer
+        if regions is not None and layer is model.layers[-1]:
+            return with_regions(layer, regions)
         return type(layer).from_config(layer.get_config())
 
     keras.utils.set_random_seed((seed + CONTROL_SEED) % 2**32)  # not the seed of the network
@@ -280,12 +295,14 @@ GRADCAM_FIGURES = registry(
         draw_boxes,
         collector=box_collector,
         uses_boxes=True,
+        lacks_pixels="regions say more than boxes",
     ),
     Figure(
         "failures",
         "a folder of classes: what is taken for what, and why",
         collector=failures_collector,
         uses_truths=True,
+        lacks_pixels=ONE_ANSWER,
     ),
     Figure(
         "table",
@@ -293,5 +310,6 @@ GRADCAM_FIGURES = registry(
         collector=TableCollector,
         extension="csv",
         uses_truths=True,
+        lacks_pixels=ONE_ANSWER,
     ),
 )

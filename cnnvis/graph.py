@@ -14,17 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from cnnvis.keras2 import SLASH
 from cnnvis.runtime import keras
 from utils import suggest
-
-SLASH = ".."  # replaces the / of `outer/inner`, which Keras does not allow in the name of a layer
-
 
 # --- flat networks ---
 
 
 def rebuild(model: keras.Model, call: Callable, inputs: list | None = None) -> keras.Model:
-    """A functional network made anew, in which nested networks are inlined.
+    """A functional copy of a network, in which nested networks are inlined.
 
     call(operation, name, args, kwargs) returns the output of each operation in the new network.
     Calling an operation of the model itself would leave nodes on it."""
@@ -33,9 +31,9 @@ def rebuild(model: keras.Model, call: Callable, inputs: list | None = None) -> k
 
     def clone(network, tensors):
         def call_operation(operation, *args, **kwargs):
-            if isinstance(operation, keras.Model):
-                clone(operation, keras.tree.flatten((args, kwargs))[:1])
-                return outputs[-1]
+            if is_inlined(operation):
+                copy = clone(operation, keras.tree.flatten((args, kwargs))[:1])
+                return copy.outputs if len(copy.outputs) > 1 else outputs[-1]
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", operation.name)  # as tf.function requires
             while name in taken:
                 name = f"{network.name}{SLASH}{name}"
@@ -47,6 +45,12 @@ def rebuild(model: keras.Model, call: Callable, inputs: list | None = None) -> k
         return keras.models.clone_model(functional, tensors, lambda layer: layer, call_operation)
 
     return clone(model, inputs)
+
+
+def is_inlined(operation: keras.Operation) -> bool:
+    """Whether an operation is a network of one input, whose layers are known."""
+    is_network = isinstance(operation, keras.Model) and bool(getattr(operation, "outputs", None))
+    return is_network and len(operation.inputs) == 1
 
 
 @functools.cache
@@ -73,8 +77,8 @@ def flat_view(model: keras.Model, insert_after: Callable | None = None) -> keras
     """A flat network whose operations call those of the model, which is not modified.
 
     Each operation has one call: an operation that the model calls twice appears twice. The weights
-    are the model's own. insert_after(operation, output) may return another tensor to go on with.
-    """
+    are the model's own. insert_after(operation, output) may return a tensor that replaces
+    the output."""
 
     def call(operation, name, args, kwargs):
         kwargs.pop("training", None)  # some layers train by default: the outer call decides
@@ -92,7 +96,7 @@ def wrapped(operation: keras.Operation) -> keras.Operation:
 def copy_operation(operation: keras.Operation) -> keras.Operation:
     """A fresh copy of a layer or operation, in float32, not built."""
     config = operation.get_config()
-    if isinstance(operation, keras.layers.Layer):
+    if isinstance(operation, keras.layers.Layer) and "dtype" in config:
         config["dtype"] = "float32"
     has_activation = "activation" in vars(operation) and "activation" in config
     if has_activation:
@@ -107,7 +111,7 @@ def copy_operation(operation: keras.Operation) -> keras.Operation:
 
 
 def named_layers(model: keras.Model, units: bool = False) -> dict[str, keras.Operation]:
-    """The operations with maps (h, w, K), by name, from the first convolution on.
+    """The operations with maps (h, w, K), by name, from the first convolution or dense layer on.
 
     units: dense layers too. The second of two layers of one name is `outer/inner`."""
     layers = {}
@@ -120,6 +124,19 @@ def named_layers(model: keras.Model, units: bool = False) -> dict[str, keras.Ope
         if started and (has_map or (units and is_dense)):
             layers[operation.name.replace(SLASH, "/")] = operation
     return layers
+
+
+def last_of_resolutions(layers: dict, geometries: dict) -> list[str]:
+    """Names of the last layer of every resolution; of those with known positions, if any."""
+    with_geometry, last = {}, {}
+    for name, operation in layers.items():
+        if re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__):
+            continue
+        resolution = operation.output.shape[1:3]
+        last[resolution] = name
+        if geometries[name]:
+            with_geometry[resolution] = name
+    return list((with_geometry or last).values())
 
 
 def get_operation(model: keras.Model, name: str) -> keras.Operation:
@@ -137,14 +154,14 @@ def has_weights(operation: keras.Operation) -> bool:
 
 
 def function_name(operation: keras.Operation) -> str:
-    """The lower-case name of what an operation does last: its activation, or itself."""
+    """The lower-case name of an operation's activation, or of the operation if it has none."""
     operation = wrapped(operation)
     function = getattr(operation, "activation", None) or operation
     return getattr(function, "__name__", type(function).__name__).lower()
 
 
 def relu_ceiling(operation: keras.Operation) -> float | None:
-    """Where a ReLU, alone or as activation, is cut off: infinity, 6 of ReLU6; None: no ReLU."""
+    """The upper limit of a ReLU, alone or as activation: 6, infinity …; None: it is no ReLU."""
     name = function_name(operation)
     function = getattr(wrapped(operation), "activation", wrapped(operation))
     sloped = getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0)
@@ -162,7 +179,7 @@ CACHE = weakref.WeakKeyDictionary()  # {model: (its layers and activations, {key
 
 
 def cached_for_model(model: keras.Model, key: Any, make: Callable) -> Any:
-    """What make(model) returns: made once, and again after the model's layers have changed.
+    """make(model), computed once for a key, and again after the model's layers have changed.
 
     The cache does not keep the model alive."""
     current = list(layers_and_activations(model))
@@ -176,7 +193,9 @@ def cached_for_model(model: keras.Model, key: Any, make: Callable) -> Any:
 
 
 def layers_and_activations(model: keras.Model) -> Iterator[Any]:
-    """Those of a network and of the networks inside it: objects, since an id may be reused."""
+    """Layers and activations of a network, and of those inside it.
+
+    The objects themselves, since an id may be reused."""
     for operation in getattr(model, "operations", model.layers):
         yield operation
         yield getattr(operation, "activation", None)
@@ -190,7 +209,9 @@ def layers_and_activations(model: keras.Model) -> Iterator[Any]:
 def in_order(flat: keras.Model, layers: Sequence[str]) -> list[str]:
     """Names of layers in the network's own order, each once. ValueError for unknown ones."""
     if isinstance(layers, str):
-        raise ValueError(f"Expected a list of layer names, [{layers!r}]. Received: {layers!r}")
+        raise ValueError(
+            f"Expected a list of layer names, such as [{layers!r}]. Received: {layers!r}"
+        )
     operations = list(flat.operations)
     positions = {name: operations.index(get_operation(flat, name)) for name in layers}
     return sorted(positions, key=positions.get)
@@ -264,7 +285,7 @@ def needs_single_gradients(flat: keras.Model) -> bool:
 
 
 def breaks_eagerly(flat: keras.Model) -> bool:
-    """Whether an eager gradient may end the process.
+    """Whether a gradient computed eagerly may crash the process.
 
     TensorFlow computes the gradient of the filters too, and oneDNN's kernel for 1 x 1 filters with
     strides and few channels writes past its memory."""

@@ -21,6 +21,7 @@ from cnnvis.graph import (
     rebuild,
 )
 from cnnvis.runtime import default_keras_settings, keras
+from cnnvis.segmentation import add_region_scores, class_logits
 from utils import check_size
 
 # Output activations that can be removed, and how logits become probabilities without them
@@ -40,29 +41,37 @@ PASSIVE = ("linear", "identity", "reshape", "flatten", "dropout")
 PASS_THROUGH = re.compile(
     "linear|identity|reshape|flatten|dropout|average|mean|add|concat|cast|clip|divi|minimum|maximum"
 )
-SMALLEST_P = 1e-37  # a probability of 0 has no logarithm
 
 
 # --- opening ---
 
 
-def open_network(model: keras.Model, size: tuple | None = None) -> keras.Model:
+def open_network(
+    model: keras.Model, size: tuple | None = None, region: np.ndarray | None = None
+) -> keras.Model:
     """A flat functional copy of a Keras network with logits for output, as the methods take it.
 
     model: functional or Sequential, with one image for input and one vector of class scores for
-    output, with networks inside, in any precision. The second of two layers of one name is
-    `outer/inner`. size: (H, W), where the input size is open. A softmax or sigmoid at the end is
-    removed; where it cannot be, the outputs are log p. One unit with logit z becomes two classes
-    with the logits -z/2 and z/2. ValueError: a network of another kind."""
-    return open_with_kind(model, size)[0]
+    output, or one for every pixel, with networks inside, in any precision. The second of two layers
+    of one name is `outer/inner`. size: (H, W), where the input size is open. A softmax or sigmoid
+    at the end is removed; where it cannot be, the outputs are log p. One unit with logit z becomes
+    two classes with the logits -z/2 and z/2. Logits of pixels are summed over the pixels that the
+    network assigns to a class, or over region: bool (h, w), of the photograph or of the output.
+    ValueError: a network of another kind."""
+    return open_with_kind(model, size, region=region)[0]
 
 
 def open_with_kind(
-    model: keras.Model, size: tuple | None = None, pair: bool = True
+    model: keras.Model,
+    size: tuple | None = None,
+    pair: bool = True,
+    region: np.ndarray | None = None,
+    fit: str = "squeeze",
 ) -> tuple[keras.Model, str]:
     """`open_network`, and how its logits become probabilities (see `probabilities`).
 
-    pair: one linear unit is two classes, and not a number."""
+    pair: one linear unit is two classes, and not a number. fit: how the photograph of the region
+    became the network's input."""
     check_signature(model)
     shape = input_shape(model, size)
     with default_keras_settings():
@@ -71,13 +80,25 @@ def open_with_kind(
         scores = opened.outputs[0]
         if operation is not None:
             scores = remove_activation(opened, operation)
-        scores, kind = as_scores(scores, kind, pair)
+        if len(scores.shape) == 4:
+            scores, kind = add_region_scores(opened.inputs[0], scores, kind, region, fit)
+        else:
+            check_no_region(region)
+            scores, kind = as_scores(scores, kind, pair)
         return keras.Model(opened.inputs[0], scores, name=model.name), kind
+
+
+def check_no_region(region: np.ndarray | None) -> None:
+    """ValueError for a region of a network that gives one score a class."""
+    if region is not None:
+        text = "a mask is for segmentation networks, and this one gives one score a class"
+        raise ValueError(text)
 
 
 def check_signature(model: keras.Model) -> None:
     """ValueError that names the inputs or outputs by which a network cannot be drawn."""
     drawn = "drawn are networks of one image (height, width, 1 or 3) and one vector of class scores"
+    drawn += ", or one a pixel"
     inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
     if not inputs or not outputs:
         raise ValueError(f"it is no functional or Sequential network of known sizes: {drawn}")
@@ -93,7 +114,7 @@ def check_signature(model: keras.Model) -> None:
         f"its input {shape} is no image": len(shape) != 3,
         f"its image {shape} is channels_first": last not in (1, 3) and shape[:1] in ((1,), (3,)),
         f"its image {shape} has {last} channels": last not in (1, 3),
-        f"its output {scores} has {len(scores)} dimensions": len(scores) != 1,
+        f"its output {scores} has {len(scores)} dimensions": len(scores) not in (1, 3),
     }
     for fault, found in faults.items():
         if found:
@@ -204,8 +225,7 @@ def as_scores(output: Any, kind: str, pair: bool) -> tuple[Any, str]:
     """Scores of two classes or more, and their kind; of one linear unit a number, if not a pair."""
     is_single = output.shape[-1] == 1
     if kind == "log":
-        p = keras.ops.concatenate([1 - output, output], axis=-1) if is_single else output
-        return keras.ops.log(keras.ops.maximum(p, SMALLEST_P)), "log"
+        return class_logits(output, kind), kind
     if not is_single:
         return output, "softmax" if kind == "linear" else kind
     if kind == "softmax":

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import functools
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,10 +20,11 @@ import h5py
 import numpy as np
 
 from cnnvis.geometry import Geometry, inner_cells, layer_geometries
-from cnnvis.graph import SLASH, get_operation, named_layers
+from cnnvis.graph import SLASH, get_operation, last_of_resolutions, named_layers
 from cnnvis.logits import open_with_kind, probabilities
 from cnnvis.runtime import abbreviate, keras, log, quiet
 from cnnvis.saved_models import explain_error, import_code, is_loading_error, load_saved_model
+from cnnvis.segmentation import PixelNetwork, is_segmentation, layers_down_and_up, pixel_network
 from utils import (
     ClassNames,
     Selection,
@@ -60,13 +61,14 @@ class Network:
     main_layer: str  # of figures of one layer
     classes: ClassNames
     selection: Selection  # of classes
-    kind: str  # how logits become probabilities, see logits.probabilities
+    kind: str  # how logits become probabilities, see logits.probabilities; or `segmentation`
     preprocess: str
     fit: str
     interpolation: str
     geometries: dict = field(repr=False, default_factory=dict)  # {operation: Geometry or None}
     heading: str = ""  # in headings, where it differs from the label
     row_of: Callable | None = None
+    pixels: PixelNetwork | None = None  # of a segmentation network
 
     @property
     def name(self) -> str:
@@ -87,13 +89,14 @@ class Network:
         """float32 (N, n_classes) of inputs (N, H, W, channels)."""
         return self.model(x, training=False).numpy()
 
+    @property
+    def unit(self) -> str:
+        """What its probabilities are called in titles: p, or a number."""
+        return "number" if self.kind == "number" else "p"
+
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """float32 of the shape of logits; of a regression the number itself."""
         return probabilities(logits, self.kind)
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Probabilities (N, n_classes) of inputs (N, H, W, channels)."""
-        return self.probabilities(self.logits(x))
 
     def activations(self, layer: str, x: np.ndarray) -> np.ndarray:
         """Feature maps of a layer, float32 (h, w, K), of one input; (1, 1, K) of a dense layer."""
@@ -106,7 +109,7 @@ class Network:
         return self.geometries.get(get_operation(self.model, layer).name.replace(SLASH, "/"))
 
     def inner_cells(self, layer: str) -> np.ndarray:
-        """The cells of a layer, bool (h, w), that no border of the photograph reaches."""
+        """The cells of a layer, bool (h, w), whose receptive fields stay inside the photograph."""
         shape = get_operation(self.model, layer).output.shape
         if len(shape) != 4:
             return np.ones((1, 1), bool)
@@ -121,6 +124,7 @@ def open_network_for(options: argparse.Namespace, spec: ModelSpec, photos: Any) 
 
     photos: the PhotoSet of the run, whose sub-folders may name a saved network's classes.
     UserError: unknown weights, layers, kernels or classes."""
+    photos.join_cluster(options)
     with quiet():
         keras.utils.set_random_seed(options.seed)  # the first operation starts the devices
     if options.weights.saved:
@@ -173,13 +177,13 @@ def load_weights(options: argparse.Namespace, spec: ModelSpec) -> Any:
         others = "bundled, random or a file" if spec.known_classes else "random or a file"
         hint = f"put {spec.weight_files[0]} into {home}/models, or give --weights {others}"
         if path:
-            hint = f"give {spec.label}'s weights, or a whole network, saved as mine.keras"
+            hint = f"give a file of {spec.label}'s weights, or a saved network such as mine.keras"
         what = f"{path or f'{word} weights'} into {spec.label}"
         raise UserError(f"cannot load {what}: {explain_error(error, path)} ({hint})") from error
 
 
 def published_file(path: Path, names: tuple) -> Path:
-    """A file; of a folder, its first file with one of the published names. UserError: none."""
+    """The path itself; of a folder, its first file with a published name. UserError: none."""
     if not path.is_dir():
         return path
     files = [path / name for name in names if (path / name).exists()]
@@ -209,25 +213,30 @@ def own_network(options: argparse.Namespace, spec: ModelSpec, model: Any) -> Net
 
 
 def open_saved(options: argparse.Namespace, spec: ModelSpec, subfolders: list) -> Network:
-    """The Network in a file that holds a whole one."""
+    """The Network that is read from a saved network's file."""
     path = options.weights.path
     if options.import_:
         import_code(options.import_)
     model = load_saved_model(path)
-    is_open = None in getattr(model, "inputs", [None])[0].shape[1:] if model.inputs else False
+    is_open = None in model.inputs[0].shape[1:] if getattr(model, "inputs", None) else False
     size = options.size or spec.size
     try:
-        opened, kind = open_with_kind(model, size, pair=bool(options.labels))
+        how = {"pair": bool(options.labels), "region": options.region, "fit": options.fit}
+        opened, kind = open_with_kind(model, size, **how)
         check_shapes(opened)
     except ValueError as error:
         raise UserError(f"cannot draw the network {path}: {error}") from error
     if is_open:
         chosen = "--size" if options.size else f"{spec.label}'s; --size H,W gives another"
-        log(f"{path.name} takes pictures of any size: {size[0]},{size[1]} is taken ({chosen})")
+        log(f"{path.name} accepts any image size: {size[0]},{size[1]} is used ({chosen})")
     elif options.size:
-        log(f"--size is not used: {path.name} takes pictures of {opened.inputs[0].shape[1:3]}")
+        fixed = opened.inputs[0].shape[1:3]
+        log(f"--size is not used: {path.name} has the fixed input size {fixed}")
     if kind == "log":
         log(f"{path.name}: its softmax or sigmoid cannot be removed: the maps explain log p")
+    if is_segmentation(opened):
+        leave_out_figures(options)
+        subfolders = []  # a photograph is of no single class
     count = opened.outputs[0].shape[-1]
     classes = read_classes(options.labels, count)
     if not options.labels and len(subfolders) == count != 1000:  # as image_dataset_from_directory
@@ -235,6 +244,18 @@ def open_saved(options: argparse.Namespace, spec: ModelSpec, subfolders: list) -
         log(f"its classes are the sub-folders in sorted order: {named}; --labels names others")
         classes = ClassNames([""] * count, list(subfolders))
     return select_parts(options, spec, opened, options.name or path.stem, classes, kind)
+
+
+def leave_out_figures(options: argparse.Namespace) -> None:
+    """Leave out figures that a segmentation network does not have. UserError: no other is left."""
+    refused = [figure for figure in options.drawn if figure.lacks_pixels]
+    options.drawn = [figure for figure in options.drawn if not figure.lacks_pixels]
+    lines = [f"{figure.name} is left out: {figure.lacks_pixels}" for figure in refused]
+    if refused and not options.drawn:
+        what = f"{options.weights.title} is a segmentation network"
+        raise UserError(f"{what}; {'; '.join(lines)}")
+    for line in lines:
+        log(line)
 
 
 def check_shapes(model: Any) -> None:
@@ -269,6 +290,7 @@ def select_parts(
     layers, main_layer = choose_layers(options, spec, model, geometries)
     check_kernels(options, model, layers, main_layer)
     selection = classes.select(options.classes) if len(classes) else Selection()
+    pixels = pixel_network(model, functools.partial(probabilities, kind=kind))
     network = Network(
         model=model,
         label=label,
@@ -276,11 +298,12 @@ def select_parts(
         main_layer=main_layer,
         classes=classes,
         selection=selection,
-        kind=kind,
+        kind="segmentation" if pixels else kind,
         preprocess=choose_preprocessing(options, spec, model),
         fit=options.fit,
         interpolation=options.resize,
         geometries=geometries,
+        pixels=pixels,
     )
     for name in dict.fromkeys([*layers, main_layer]):
         has_map = len(get_operation(model, name).output.shape) == 4
@@ -295,7 +318,9 @@ def choose_layers(
     """Names of the layers drawn, and the one of figures of one layer. UserError: unknown ones."""
     known = named_layers(model, units=options.draws_units)
     words, main_layer = options.layers, None
-    if words == ["all"] and options.weights.saved:
+    if words == ["all"] and is_segmentation(model):
+        words, main_layer = layers_down_and_up(model, named_layers(model), geometries)
+    elif words == ["all"] and options.weights.saved:
         words = last_of_resolutions(named_layers(model), geometries)
     elif words == ["all"]:
         words, main_layer = spec.default_layers, spec.main_layer
@@ -309,19 +334,6 @@ def choose_layers(
     if not chosen:
         raise UserError(f"{model.name} has no layer with a map: see --list-layers")
     return list(dict.fromkeys(chosen)), main_layer or chosen[-1]
-
-
-def last_of_resolutions(layers: dict, geometries: dict) -> list[str]:
-    """Names of the last layer of every resolution; of those with known positions, if any."""
-    with_geometry, last = {}, {}
-    for name, operation in layers.items():
-        if re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__):
-            continue
-        resolution = operation.output.shape[1:3]
-        last[resolution] = name
-        if geometries[name]:
-            with_geometry[resolution] = name
-    return list((with_geometry or last).values())
 
 
 def check_kernels(
@@ -348,16 +360,16 @@ def choose_preprocessing(options: argparse.Namespace, spec: ModelSpec, model: An
         log(f"{file} begins with preprocessing of its own, {own}: --preprocess none")
         return "none"
     if asked == "auto":
-        assumed = f"it is fed as {spec.label} is, --preprocess {spec.preprocess}"
+        assumed = f"pixels are prepared as for {spec.label}, --preprocess {spec.preprocess}"
         log(f"{file} has no preprocessing of its own: {assumed}")
         return spec.preprocess
     if own and asked != "none":
-        log(f"{file} begins with {own}: if --preprocess {asked} is one too many, give none")
+        log(f"{file} begins with {own}, and --preprocess {asked} comes before it: give none?")
     return asked
 
 
 def own_preprocessing(model: Any) -> str:
-    """The name of an operation before the first convolution that changes values, or nothing."""
+    """The name of an operation before the first convolution that changes values, else empty."""
     for operation in model.operations[1:]:
         kind = type(operation).__name__
         if "Conv" in kind:
@@ -368,7 +380,7 @@ def own_preprocessing(model: Any) -> str:
 
 
 def print_layers(options: argparse.Namespace, network: Network) -> int:
-    """Print the names that --layers takes to stdout; the exit code."""
+    """Print the names that --layers accepts on stdout; return the exit code."""
     names = named_layers(network.model, units=options.draws_units)
     print(*names, sep="\n", file=sys.__stdout__)
     return 0

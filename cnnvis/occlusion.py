@@ -80,8 +80,9 @@ def measure_occlusion(explanation: Any, layer: str, kernel: int) -> tuple:
 
     index = explanation.classes[0]
     before, response = evaluate(explanation.x)
-    how = options.patch, options.stride
-    _, (probabilities, responses) = occlude(explanation.x, explanation.grey_input(), evaluate, *how)
+    _, (probabilities, responses) = occlude(
+        explanation.x, explanation.grey_input(), evaluate, options.patch, options.stride
+    )
     probability = OcclusionDrop(before[0, index], probabilities[..., index])
     return probability, OcclusionDrop(response[0], responses), probabilities.argmax(axis=-1)
 

@@ -8,10 +8,12 @@ import contextlib
 import functools
 import itertools
 import textwrap
+import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
@@ -25,6 +27,7 @@ PAGE_WIDTH = 1200  # the width that tiles are made for; a page is as wide as its
 GAP = 10  # between tiles
 MARGIN = 14  # around a page
 LARGEST_TILE = 580
+SETTINGS_LOCK = threading.RLock()  # matplotlib's settings are those of all threads
 # Fonts with other characters than matplotlib's own, if the machine has them
 FALLBACK_FONTS = (
     "Noto Sans CJK SC",
@@ -94,13 +97,28 @@ def mosaic(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
     return np.vstack([np.hstack(row) for row in in_rows(framed, columns)])
 
 
+def outlined(picture: np.ndarray, regions: Sequence, geometry: Any) -> np.ndarray:
+    """A copy of a picture with regions, bool (h, w), outlined in white on black."""
+    height, width = picture.shape[:2]
+    outlines = []
+    for region in regions:
+        inside = geometry.resample(np.float32(region), height, width) > 0.5
+        found, _ = cv2.findContours(np.uint8(inside), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        outlines += [] if region.all() else found
+    picture = picture.copy()
+    line = max(1, round(max(height, width) / 400))
+    cv2.drawContours(picture, outlines, -1, (0, 0, 0), 3 * line)
+    cv2.drawContours(picture, outlines, -1, (255, 255, 255), line)
+    return picture
+
+
 # --- drawing a page ---
 
 
 @contextlib.contextmanager
 def matplotlib_defaults() -> Iterator[None]:
-    """matplotlib's own settings, whatever a person's matplotlibrc says."""
-    with matplotlib.rc_context():
+    """matplotlib's own settings, whatever a person's matplotlibrc says; one thread at a time."""
+    with SETTINGS_LOCK, matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
 

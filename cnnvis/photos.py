@@ -15,13 +15,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cnnvis.results import shorten
 from cnnvis.runtime import log
-from utils import IMAGE_FOLDER, UserError, load_image, sub_folders
+from utils import IMAGE_FOLDER, PHOTO_FORMATS, UserError, load_image, sub_folders
 
 # The last ones are not read, only reported
 PHOTO_ENDINGS = ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff"
@@ -30,6 +31,7 @@ RESULT_NAME = re.compile(
     r"_(layers|classes|negative|one_class|kernels|guided|overlay_[^_]+|trust|boxes(_summary)?"
     r"|failures_[^_]+|projections|blocks|comparison|top9|occlusion)\.(jpg|png)$"
 )
+ORIENTATION = 274  # the EXIF tag
 STEM_LIMIT = 150  # bytes of the part of a file name that comes from a photograph
 
 
@@ -54,20 +56,80 @@ class PhotoSet:
     subfolders: list  # every sub-folder of the given folders, sorted
     upright: bool = True  # turn photographs by their EXIF orientation
     unreadable: dict = field(default_factory=dict)  # {path: why}
+    turned: bool = False  # whether a photograph that is turned upright was reported
     decoded: dict = field(default_factory=dict)  # {path: pixels} of a single photograph
+    cluster: Any = None  # the Cluster that shares the work
+
+    # --- several machines ---
+
+    def join_cluster(self, options: argparse.Namespace) -> None:
+        """Join the workers that TF_CONFIG or SLURM names, if they do."""
+        several_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+        if self.cluster or not ("TF_CONFIG" in os.environ or several_tasks):
+            return
+        from cnnvis.distributed import join  # not loaded without a cluster
+
+        self.cluster = join(options, self.paths)
+
+    @property
+    def writes_folder(self) -> bool:
+        """Whether figures over all photographs are written here: by the first worker only."""
+        return not self.cluster or self.cluster.index == 0
+
+    @property
+    def share(self) -> list:
+        """The photographs whose own figures are drawn here."""
+        return self.cluster.share(self.paths) if self.cluster else self.paths
+
+    def gather(self, value: Any) -> list:
+        """What each worker gives; of one machine its own value."""
+        return self.cluster.gather(value) if self.cluster else [value]
+
+    def share_unreadable(self) -> None:
+        """Let every worker know which photographs the others could not read."""
+        for unreadable in self.gather(self.unreadable):
+            self.unreadable |= unreadable
+
+    @functools.cached_property
+    def order(self) -> dict[Path, int]:
+        """{path: its place among the photographs}."""
+        return {path: place for place, path in enumerate(self.paths)}
+
+    # --- reading ---
 
     def read(self, path: Path) -> Photo | None:
         """The Photo, or None for one that cannot be read, which is reported once."""
+        return self.admit(path, self.decode(path))
+
+    def decode(self, path: Path) -> np.ndarray | UserError:
+        """The pixels of a photograph, or why it cannot be read. Threads may call it."""
+        if path in self.decoded:
+            return self.decoded[path]
         try:
-            image = self.decoded.get(path)
-            if image is None:
-                image = load_image(path, self.upright)
-            return Photo(path, self.stems[path], image)
+            return load_image(path, self.upright)
         except UserError as error:
-            if path not in self.unreadable:
-                log(f"skipped: {error}")
-            self.unreadable[path] = str(error)
-            return None
+            return error
+
+    def admit(self, path: Path, pixels: np.ndarray | UserError) -> Photo | None:
+        """The Photo of what `decode` gives, or None for one without pixels, which is reported."""
+        if not isinstance(pixels, UserError):
+            self.report_turned(path)
+            return Photo(path, self.stems[path], pixels)
+        self.report(path, pixels)
+        return None
+
+    def report(self, path: Path, error: UserError) -> None:
+        """Report a photograph that cannot be read, once."""
+        if path not in self.unreadable:
+            log(f"skipped: {error}")
+        self.unreadable[path] = str(error)
+
+    def report_turned(self, path: Path) -> None:
+        """Report the first photograph that is turned upright, which Keras's loaders do not do."""
+        if self.upright and not self.turned and is_turned(path):
+            self.turned = True
+            text = "is turned upright by its EXIF orientation, as are others like it"
+            log(f"{path} {text}; --as-stored reads photographs as Keras's loaders do")
 
     def readable(self) -> Iterator[Photo]:
         """Every Photo that can be read, in order."""
@@ -156,6 +218,12 @@ def walk(folder: Path) -> list[Path]:
             paths = [Path(place, name) for name in files if not name.startswith(".")]
             found += [path for path in paths if path.suffix.lower() in endings]
     return [path for path in sorted(found) if path.is_file() and not is_result(path)]
+
+
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF orientation of a photograph is another than the stored one."""
+    with Image.open(path, formats=PHOTO_FORMATS) as image:
+        return image.getexif().get(ORIENTATION, 1) != 1
 
 
 def is_result(path: Path) -> bool:

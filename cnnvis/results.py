@@ -65,7 +65,7 @@ class Result:
         options = vars(self.options)
         settings = {name.rstrip("_"): options[name] for name in self.options.constants}
         settings |= {"weights": self.options.weights.title, "arrays": self.options.arrays}
-        for key in ("labels", "boxes", "import"):
+        for key in ("labels", "boxes", "import", "mask"):
             settings[key] = Path(str(settings.get(key, ""))).name
         settings.pop("output", None)
         settings.pop("figures", None)  # one figure does not depend on the others
@@ -83,7 +83,7 @@ class Result:
     @functools.cached_property
     def digest(self) -> str:
         """Hex digits that change with the settings, and with the files that were read."""
-        named = [self.options.labels, getattr(self.options, "boxes", "")]
+        named = [getattr(self.options, name, "") for name in ("labels", "boxes", "mask")]
         files = [*self.paths, self.options.weights.path, *named]
         stamps = [os.stat(path).st_mtime_ns for path in files if path and os.path.exists(path)]
         text = json.dumps([self.settings, stamps], default=str)

@@ -1,10 +1,12 @@
 """What every run needs: lazy Keras and TensorFlow, exit codes, messages and progress on stderr.
 
-Importing it costs no TensorFlow, so that wrong words on the command line are reported at once.
+Importing it costs no TensorFlow, so that mistyped options are reported at once.
 It knows nothing of photographs, networks or figures."""
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import functools
 import importlib
@@ -12,9 +14,10 @@ import logging
 import os
 import sys
 import textwrap
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from utils import UserError
@@ -24,11 +27,24 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 MESSAGE_LENGTH = 600  # characters of a message on stderr
 REPORT_SECONDS = 30  # between two reports of progress where stderr is no terminal
+STDERR_LOCK = threading.RLock()  # held while something writes to stderr, or replaces it
+AHEAD = 2  # steps that a thread may be ahead of the main one, or behind it
 
 
 def log(text: str) -> None:
-    """Print a message on stderr, on one line."""
-    print(textwrap.shorten(text, MESSAGE_LENGTH, placeholder=" …"), file=sys.stderr)
+    """Print a message on stderr, on one line, after what a BackgroundThread has yet to do."""
+    line = textwrap.shorten(text, MESSAGE_LENGTH, placeholder=" …")
+    background = BackgroundThread.active
+    if background and background.owner is threading.current_thread():
+        background.append(print_line, line)
+    else:
+        print_line(line)
+
+
+def print_line(line: str) -> None:
+    """Print a line on stderr."""
+    with STDERR_LOCK:
+        print(line, file=sys.stderr)
 
 
 log_once = functools.cache(log)  # the same message at most once a run
@@ -42,7 +58,7 @@ def abbreviate(words: Sequence[str]) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence TensorFlow's C++ log, which does not respect its own log level at import."""
-    with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(2), "w") as terminal:
+    with STDERR_LOCK, open(os.devnull, "w") as nowhere, os.fdopen(os.dup(2), "w") as terminal:
         os.dup2(nowhere.fileno(), 2)
         try:
             yield
@@ -131,3 +147,69 @@ class ProgressReport:
         seconds = (now - self.started) / self.done * (self.count - self.done)
         left = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         log(f"{self.done} of {self.count}, about {left} left")
+
+
+# --- beside the main thread ---
+
+
+def compute_ahead(function: Callable, items: Iterable, count: int = AHEAD) -> Iterator:
+    """function(item) of each item, in order; a thread computes them, up to `count` ahead of use.
+
+    An exception is raised when its item is due."""
+    ahead = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > count:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class BackgroundThread:
+    """A thread that makes calls in the order in which they come, while the main one goes on.
+
+    Messages of the main thread wait for the calls before them. After a call that fails no other
+    is made; its exception is raised by the next `submit`, or at the end of the `with` statement."""
+
+    active = None  # the one that messages wait for
+
+    def __init__(self, count: int = AHEAD):
+        """count: how many calls may wait."""
+        self.count = count
+        self.owner = threading.current_thread()
+        self.pool = concurrent.futures.ThreadPoolExecutor(1)
+        self.pending = collections.deque()
+
+    def append(self, call: Callable, *arguments: Any) -> None:
+        """Make a call after those before it."""
+        before = self.pending[-1] if self.pending else None
+        self.pending.append(self.pool.submit(self.follow, before, call, *arguments))
+
+    @staticmethod
+    def follow(before: Any, call: Callable, *arguments: Any) -> None:
+        """Make a call, unless the one before it failed."""
+        if before:
+            before.result()
+        call(*arguments)
+
+    def submit(self, call: Callable, *arguments: Any) -> None:
+        """The same, once fewer than `count` wait."""
+        while len(self.pending) > self.count or (self.pending and self.pending[0].done()):
+            self.pending.popleft().result()
+        self.append(call, *arguments)
+
+    def __enter__(self) -> BackgroundThread:
+        BackgroundThread.active = self
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        """Wait for all calls; after Ctrl-C for the current one only."""
+        BackgroundThread.active = None
+        is_stopped = bool(kind) and not issubclass(kind, Exception)
+        self.pool.shutdown(cancel_futures=is_stopped)
+        if self.pending and not is_stopped:
+            self.pending[-1].result()

@@ -30,9 +30,9 @@ from utils import IMAGE_FOLDER, UserError, refuse_lfs_pointer
 PROJECT = IMAGE_FOLDER.parent
 
 GRAPH = "is a TensorFlow graph and keeps no layers: give the Keras file that it came from"
-TORCH = "is PyTorch's: build the network in Keras, copy the weights into it, and save it there"
+TORCH = "is a PyTorch file: build the network in Keras, copy the weights into it, and save it there"
 FOREIGN = {  # endings of networks that are not Keras's, and what to do
-    ".tflite": "is TensorFlow Lite's and keeps no layers: give the Keras file that it came from",
+    ".tflite": "is a TensorFlow Lite file and has no layers: give the Keras file that it came from",
     ".pb": GRAPH,
     ".onnx": "is an ONNX network: give the Keras file that it came from, or convert it to Keras",
     ".pt": TORCH,
@@ -60,9 +60,9 @@ FILE_ERRORS = (ValueError, TypeError, LookupError, OSError, RuntimeError, Import
 FILE_ERRORS += (zipfile.BadZipFile,)  # what libraries raise over a file
 MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other words
     r"shape=\(\d+, 1000\), Received: value.shape=\(\d+, (\d+)\)": r"it is for \1 classes, not 1000",
-    r"\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))": r"an array \2 stands where \1 belongs",
+    r"\.shape=(\(.*?\)), Received: value\.shape=(\(.*?\))": r"an array is \2 where \1 is needed",
     "^ValueError: .*(objects could not be loaded|(Layer|Weight) count mismatch)": (
-        "its layers are others, or it lacks the classifier"
+        "its layers differ, or it has no classifier"
     ),
     r"^\w+: (?:Could not locate (?:class|function)|Unknown [\w ]+:) '([\w>]+)'": (
         r"\1 is no class of Keras: name the file that defines and registers it, --import NAME.py"
@@ -73,10 +73,10 @@ MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other
         "a part of it is in another file, which is not read: save the network as a whole"
     ),
     "^RecursionError": "its config is nested too deeply",
-    "^DataLossError": "it is no checkpoint, or not a whole one",
+    "^DataLossError": "it is not a checkpoint, or is incomplete",
     "^ValueError: .*(allow_pickle=False|contains pickled)": "it holds no arrays, or pickled ones",
     r"^(BadZipFile|OSError: .*Unable to|KeyError: .*(model_config|\.json))": (
-        "it is no network of Keras, or not a whole one"
+        "it is not a Keras network, or is incomplete"
     ),
 }
 
@@ -98,7 +98,7 @@ class Weights:
 def refuse_foreign(path: Path) -> None:
     """UserError for a network that another library saved, with what to do; costs no TensorFlow."""
     if (path / "saved_model.pb").exists():
-        load_it = "tf_keras.models.load_model opens it, .save('mine.h5') saves it anew"
+        load_it = "tf_keras.models.load_model opens it, .save('mine.h5') saves it as a Keras file"
         raise UserError(f"{path} is a SavedModel: {load_it}")
     if path.is_file():
         refuse_lfs_pointer(path)
@@ -135,7 +135,7 @@ def explain_error(error: Exception, path: Path | None = None) -> str:
         return os.strerror(error.errno)
     text = " ".join(str(error).split())
     text = text.rpartition("Exception encountered:")[2].strip()  # the last one is the cause
-    searched = text.replace(str(path), "") if path else text  # words of a path are no cause
+    searched = text.replace(str(path), "") if path else text  # a path must not match a pattern
     for pattern, words in MESSAGES.items():
         if match := re.search(pattern, f"{type(error).__name__}: {searched}"):
             return match.expand(words)

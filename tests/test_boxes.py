@@ -124,7 +124,7 @@ def test_unknown_classes_are_left_out_and_accents_compared(tmp_path, capsys):
     found = boxes.find_true_boxes(options, ClassNames(["", ""], ["dog", composed]), [path])
     assert found == {path: {1: [(1, 1, 3, 3)]}}
     assert "left out: unknown class 'unicorn'" in capsys.readouterr().err
-    with pytest.raises(UserError, match="truth.csv: unknown class"):
+    with pytest.raises(UserError, match="unknown class"):
         boxes.find_true_boxes(options, ClassNames([""], ["dog"]), [path])
     with pytest.raises(UserError, match="none of the photographs has a box there"):
         boxes.find_true_boxes(options, ClassNames([""], ["dog"]), [tmp_path / "other.jpg"])

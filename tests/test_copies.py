@@ -30,9 +30,9 @@ OWN = {
     },
 }
 FLOORS = """
-    utils | runtime keras2 | pages graph | logits geometry saved_models | networks occlusion
-    | vgg faithfulness boxes projections | cli results | photos | explanation | activations folder
-    | failures | drawing | gradcam_figures deconvnet_figures"""
+    utils | runtime keras2 | pages graph distributed | geometry saved_models | segmentation | logits
+    | networks occlusion | vgg faithfulness boxes projections | cli results | photos
+    | explanation | activations folder | failures | drawing | gradcam_figures deconvnet_figures"""
 LIMITS = {"utils": 450, "gradcam_googlenet": 400, **dict.fromkeys(GRADCAM[:2], 300)}
 LIMITS |= dict.fromkeys(DECONVNET, 370)
 METHOD = ("GradientTape", "custom_gradient", "conv2d_transpose", "max_pool")

@@ -10,12 +10,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cnnvis import photos
+from cnnvis.deconvnet_figures import DECONVNET_FIGURES
+from cnnvis.gradcam_figures import GRADCAM_FIGURES
 from utils import UserError
 
 PATTERN = np.full((8, 8, 3), 90, np.uint8)
 
 
 # --- folders and names ---
+SUFFIXED = ("overlay", "failures")  # figures of several files
 
 
 @pytest.fixture
@@ -137,3 +140,24 @@ def test_no_two_photographs_share_a_name(paths):
     stems = photos.name_results([Path(path) for path in paths.split()])
     assert len(set(stems.values())) == len(paths.split())
     assert all(stem == stem.lower() and len(stem.encode()) < 200 for stem in stems.values())
+
+
+def test_every_figure_s_pictures_are_known_as_results():
+    """Else the results of a folder are taken for photographs in the next run."""
+    for figure in [*GRADCAM_FIGURES.values(), *DECONVNET_FIGURES.values()]:
+        for name in (figure.name, f"{figure.name}_1"):
+            is_picture = not figure.extension and (figure.name in SUFFIXED) == name.endswith("_1")
+            assert not is_picture or photos.RESULT_NAME.search(f"cat_vgg16_{name}.jpg"), name
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_photograph_that_is_turned_is_reported_once(tmp_path, capsys, stored):
+    exif = Image.Exif()
+    exif[photos.ORIENTATION] = 6
+    for name in "abc":
+        more = {"exif": exif} if name > "a" else {}
+        Image.fromarray(PATTERN).save(tmp_path / f"{name}.jpg", **more)
+    found = photos.find_photos(argparse.Namespace(images=[str(tmp_path)], as_stored=stored), [])
+    assert len(list(found.readable())) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (0 if stored else 1) and all("--as-stored" in line for line in lines)

@@ -1,0 +1,153 @@
+"""Several machines: the workers of TensorFlow's cluster (TF_CONFIG or SLURM), and gathering.
+
+Every worker runs the same command; collectives gather what figures over all photographs need."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import os
+import pickle
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cnnvis.runtime import print_line, tf
+from utils import UserError
+
+WAIT_SECONDS = 60  # for the other workers to start
+WATCH_SECONDS = 5  # between two looks at them
+MISSES = 3  # that make a worker a lost one
+
+
+def read_resolver() -> Any:
+    """The cluster resolver of TF_CONFIG, or of SLURM's variables. UserError: they are wrong."""
+    resolvers = tf.distribute.cluster_resolver
+    try:
+        if "TF_CONFIG" in os.environ:
+            resolver = resolvers.TFConfigClusterResolver()
+        elif shutil.which("nvidia-smi"):
+            resolver = resolvers.SlurmClusterResolver()
+        else:  # it divides by the number of GPUs: it is given one a task, which is then left out
+            count = int(os.environ["SLURM_STEP_NUM_TASKS"])
+            slurm = resolvers.SlurmClusterResolver(None, 8888, count, 1, auto_set_gpu=False)
+            spec = slurm.cluster_spec()  # which finds the own task
+            own = ("", *slurm.get_task_info(), "", {"GPU": 0}, "grpc")
+            resolver = resolvers.SimpleClusterResolver(spec, *own)
+        count = len(resolver.cluster_spec().as_dict().get("worker", []))
+        if resolver.task_type == "worker" and 0 <= resolver.task_id < count:
+            return resolver
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the cluster cannot be read: {error}") from error
+    raise UserError("the cluster has no such worker: its task must be one of its workers")
+
+
+class Cluster:
+    """The workers of a run, seen by one of them."""
+
+    def __init__(self):
+        """Wait for the other workers. It comes before any other operation of TensorFlow."""
+        resolver = read_resolver()
+        self.index = resolver.task_id
+        self.addresses = resolver.cluster_spec().as_dict()["worker"]
+        self.others = [index for index in range(len(self.addresses)) if index != self.index]
+        self.lost, self.has_joined = "", threading.Event()  # lost: who does not answer any more
+        threading.Thread(target=self.watch, daemon=True).start()
+        kinds = tf.distribute.experimental
+        ring = kinds.CommunicationOptions(implementation=kinds.CommunicationImplementation.RING)
+        try:
+            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, ring)
+        except (tf.errors.OpError, RuntimeError) as error:  # such as a port that is taken
+            raise UserError(f"{self.name(self.index)} cannot join the cluster: {error}") from error
+        self.has_joined.set()
+
+    def name(self, index: int) -> str:
+        """A worker, for a message."""
+        return f"worker {index} ({self.addresses[index]})"
+
+    def share(self, items: Sequence) -> list:
+        """Every n-th of some items: those of this worker."""
+        return list(items)[self.index :: len(self.addresses)]
+
+    # --- workers that are lost ---
+
+    def watch(self) -> None:
+        """Find out in a thread whether every other worker answers."""
+        if not self.has_joined.wait(WAIT_SECONDS):
+            print_line(f"error: no answer from {', '.join(self.silent())}")
+            os._exit(2)  # the main thread waits inside TensorFlow
+        misses = dict.fromkeys(self.others, 0)
+        while not self.lost:
+            time.sleep(WATCH_SECONDS)
+            for index in self.others:
+                misses[index] = 0 if self.answers(index) else misses[index] + 1
+                if misses[index] >= MISSES:
+                    self.lost = self.name(index)
+
+    def answers(self, index: int) -> bool:
+        """Whether TensorFlow's server of a worker accepts connections."""
+        host, _, port = self.addresses[index].rpartition(":")
+        with contextlib.suppress(OSError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return True
+        return False
+
+    def silent(self) -> list[str]:
+        """The workers that do not answer."""
+        missing = itertools.filterfalse(self.answers, self.others)
+        return [*map(self.name, missing)] or ["another worker"]
+
+    def check(self) -> None:
+        """UserError where another worker is lost."""
+        if self.lost:
+            raise UserError(f"{self.lost} ended: its share of the photographs is missing")
+
+    # --- gathering ---
+
+    def gather(self, value: Any) -> list:
+        """What every worker gives, in their order. UserError: one of them ended."""
+        self.check()
+        content = np.frombuffer(pickle.dumps(value), np.uint8)
+        content = np.pad(content, (0, -len(content) % 4)).view(np.int32)  # uint8 is not gathered
+        try:
+            sizes = self.collect(np.array([len(content)], np.int32))
+            parts = np.split(self.collect(content), np.cumsum(sizes)[:-1])
+        except tf.errors.OpError as error:
+            tasks = map(int, re.findall(r"/job:worker/replica:\d+/task:(\d+)", str(error)))
+            named = [self.name(index) for index in tasks if index in self.others]
+            self.lost = self.lost or [*named, *self.silent()][0]
+        self.check()
+        return [pickle.loads(part.tobytes()) for part in parts]
+
+    def collect(self, values: np.ndarray) -> np.ndarray:
+        """The values of all workers, one after the other; of a worker's GPUs the first speaks."""
+        devices = self.strategy.num_replicas_in_sync // len(self.addresses)
+
+        def of_device(context):
+            speaks = context.replica_id_in_sync_group % devices == 0
+            return tf.constant(values if speaks else values[:0])
+
+        shares = self.strategy.experimental_distribute_values_from_function(of_device)
+        return self.strategy.gather(shares, axis=0).numpy()
+
+
+def join(options: argparse.Namespace, paths: Sequence) -> Cluster:
+    """The Cluster of a run. UserError: its workers have other photographs (paths) or options."""
+    cluster = Cluster()
+    settings = [getattr(options, name) for name in options.constants if name != "output"]
+    digest = hashlib.sha1(b"\n".join(os.fsencode(path.name) for path in paths)).hexdigest()
+    first, *rest = cluster.gather(((f"{len(paths)} photographs", digest), repr(settings)))
+    for index, other in enumerate(rest, 1):
+        if other != first:
+            what = f"see different photographs: {first[0][0]} and {other[0][0]}, or other names"
+            what = "have different options" if other[0] == first[0] else what
+            raise UserError(f"{cluster.name(0)} and {cluster.name(index)} {what}")
+    return cluster
