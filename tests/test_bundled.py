@@ -18,6 +18,7 @@ import utils
 from cnnvis import projections, vgg
 from cnnvis.activations import inner_responses
 from cnnvis.networks import open_network_for
+from cnnvis.photos import find_photos
 
 IMAGES = ROOT / "Image"
 TABBY, EGYPTIAN, ESPRESSO = 281, 285, 967
@@ -107,7 +108,8 @@ def test_heat_lies_on_the_cat_and_on_the_cup(method):
 def test_no_kernel_of_the_nine_of_block3_is_strongest_on_the_border(run, monkeypatch):
     """Of all kernels several answer most to the black frame of zero padding: they are not drawn."""
     options = read_options(monkeypatch, "deconvnet_vgg")
-    network = open_network_for(options, deconvnet_vgg.vgg_spec("vgg16", False), None)
+    spec = deconvnet_vgg.vgg_spec("vgg16", include_top=False)
+    network = open_network_for(options, spec, find_photos(options, ["Image/cat.jpg"]))
     at_border = []
     assert network.main_layer == "block3_conv3"
     for path in sorted(IMAGES.glob("*.jpg")):
