@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import io
 import itertools
 import os
 import pickle
@@ -20,12 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from cnnvis.runtime import print_line, tf
+from cnnvis.runtime import tf
 from utils import UserError
 
 WAIT_SECONDS = 60  # for the other workers to start
 WATCH_SECONDS = 5  # between two looks at them
 MISSES = 3  # that make a worker a lost one
+GATHERED = {  # the classes of what is gathered
+    *(("numpy", name) for name in ("ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer")),
+    *(("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath")),
+    *(("cnnvis", name) for name in ("Box", "ConfusionCounts", "Failure", "Geometry")),
+    ("collections", "Counter"),
+}
 
 
 def read_resolver() -> Any:
@@ -50,6 +57,15 @@ def read_resolver() -> Any:
     raise UserError("the cluster has no such worker: its task must be one of its workers")
 
 
+class Unpickler(pickle.Unpickler):
+    """Reads what a worker gives: arrays, paths and our own tuples, and nothing that runs code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.partition(".")[0], name) not in GATHERED:
+            raise UserError(f"a worker sent {module}.{name}, which is not expected")
+        return super().find_class(module, name)
+
+
 class Cluster:
     """The workers of a run, seen by one of them."""
 
@@ -59,15 +75,15 @@ class Cluster:
         self.index = resolver.task_id
         self.addresses = resolver.cluster_spec().as_dict()["worker"]
         self.others = [index for index in range(len(self.addresses)) if index != self.index]
-        self.lost, self.has_joined = "", threading.Event()  # lost: who does not answer any more
-        threading.Thread(target=self.watch, daemon=True).start()
+        self.lost = ""  # who does not answer any more
+        self.wait_for_others()
         kinds = tf.distribute.experimental
         ring = kinds.CommunicationOptions(implementation=kinds.CommunicationImplementation.RING)
         try:
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, ring)
         except (tf.errors.OpError, RuntimeError) as error:  # such as a port that is taken
             raise UserError(f"{self.name(self.index)} cannot join the cluster: {error}") from error
-        self.has_joined.set()
+        threading.Thread(target=self.watch, daemon=True).start()
 
     def name(self, index: int) -> str:
         """A worker, for a message."""
@@ -79,11 +95,25 @@ class Cluster:
 
     # --- workers that are lost ---
 
+    def wait_for_others(self) -> None:
+        """Wait until every other worker has its port open, as this one has meanwhile.
+
+        TensorFlow itself waits for ever, and cannot be interrupted. UserError: one is missing."""
+        port = int(self.addresses[self.index].rpartition(":")[2])
+        missing, ends = self.others, time.monotonic() + WAIT_SECONDS
+        try:
+            with socket.create_server(("", port)):
+                while missing and time.monotonic() < ends:
+                    missing = [*itertools.filterfalse(self.answers, missing)]
+                    time.sleep(0.2)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise UserError(f"{self.name(self.index)} cannot open its port: {reason}") from error
+        if missing:
+            raise UserError(f"no answer from {', '.join(map(self.name, missing))}")
+
     def watch(self) -> None:
-        """Find out in a thread whether every other worker answers."""
-        if not self.has_joined.wait(WAIT_SECONDS):
-            print_line(f"error: no answer from {', '.join(self.silent())}")
-            os._exit(2)  # the main thread waits inside TensorFlow
+        """Find out in a thread whether every other worker still answers."""
         misses = dict.fromkeys(self.others, 0)
         while not self.lost:
             time.sleep(WATCH_SECONDS)
@@ -125,7 +155,7 @@ class Cluster:
             named = [self.name(index) for index in tasks if index in self.others]
             self.lost = self.lost or [*named, *self.silent()][0]
         self.check()
-        return [pickle.loads(part.tobytes()) for part in parts]
+        return [Unpickler(io.BytesIO(part.tobytes())).load() for part in parts]
 
     def collect(self, values: np.ndarray) -> np.ndarray:
         """The values of all workers, one after the other; of a worker's GPUs the first speaks."""

@@ -11,8 +11,12 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from cnnvis.occlusion import occlude
+from cnnvis.occlusion import occlude, occluding_slices
 from cnnvis.pages import Tile, matplotlib_defaults, render
+from cnnvis.runtime import progress
+
+RANDOM_ORDERS = 10  # that a map's order is compared with
+PATCH, STRIDE = 25, 12  # of occlusion: percent of the shorter side
 
 
 class PerturbationCurve(NamedTuple):
@@ -72,7 +76,7 @@ def deletion_and_insertion(
 
 def exchange_ranks(heats: Iterable[np.ndarray], shape: tuple) -> list[np.ndarray]:
     """The rank of each pixel, (H, W, 1): by a map, the warmest first; then in ten random orders."""
-    noise = np.random.default_rng(0).random((11, 7, 7))
+    noise = np.random.default_rng(0).random((1 + RANDOM_ORDERS, 7, 7))
     resized = [cv2.resize(each, shape[::-1], interpolation=cv2.INTER_NEAREST) for each in noise]
     ties, *chance = resized  # equally warm pixels are exchanged in random patches too
     orders = [np.lexsort((ties.ravel(), -heat.ravel())) for heat in [*heats, *chance]]
@@ -153,13 +157,25 @@ def measure_faithfulness(explanation: Any, cams: dict) -> dict[int, Faithfulness
     for index, cam in cams.items():
         geometry = explanation.input_geometry(network.main_layer, cam.shape)
         heats[index] = geometry.resample(cam, *explanation.x.shape[1:3])
-    curves = deletion_and_insertion(
-        explanation.x, heats, grey, lambda batch: explanation.measure(batch)[1]
-    )
-    squares, (logits, _) = occlude(explanation.x, grey, explanation.measure, 25, 12)
+    x, measure = explanation.x, measure_with_progress(explanation, len(cams))
+    curves = deletion_and_insertion(x, heats, grey, lambda batch: measure(batch)[1])
+    squares, (logits, _) = occlude(x, grey, measure, PATCH, STRIDE)
     found = {}
     for index, heat in heats.items():
         drops = explanation.logits[index] - logits[..., index]
         occluded = np.array([heat[square].mean() for square in squares])
         found[index] = Faithfulness(curves[index], drops, rank_correlation(occluded, drops))
     return found
+
+
+def measure_with_progress(explanation: Any, count: int) -> Callable:
+    """The measurement of a batch, which shows how many are left for so many maps."""
+    rows = len(occluding_slices(explanation.x.shape[1:3], 0, PATCH, STRIDE))
+    advance = progress(2 * (count + RANDOM_ORDERS) + rows)
+
+    def measure(batch):
+        found = explanation.measure(batch)
+        advance()
+        return found
+
+    return measure

@@ -1,7 +1,9 @@
 """Two workers on one machine, over loopback, against one process."""
 
+import io
 import json
 import os
+import pickle
 import re
 import socket
 import subprocess
@@ -16,6 +18,8 @@ from keras import layers as kl
 from runs import CHATTER, ROOT, Done, arrays, program, refusal, save_photo, start
 
 from cnnvis import distributed
+from cnnvis.failures import ConfusionCounts, Failure
+from utils import UserError
 
 COUNT = 37
 WORDS = "photos --weights mine.keras --figures"
@@ -162,3 +166,32 @@ def test_slurm_s_variables_make_a_cluster(monkeypatch):
 def test_a_wrong_cluster_is_one_line(monkeypatch, value):
     monkeypatch.setenv("TF_CONFIG", value)
     assert "cluster" in refusal(distributed.read_resolver)
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_worker_that_never_joins_or_a_taken_port_is_one_line(monkeypatch, is_taken):
+    """TensorFlow would wait for ever inside a call that nothing interrupts."""
+    workers = free_addresses(2)
+    task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    monkeypatch.setattr(distributed, "WAIT_SECONDS", 1)
+    expected = "cannot open its port" if is_taken else f"no answer from worker 1 .*{workers[1]}"
+    with socket.socket() as taken:
+        if is_taken:
+            taken.bind(("", int(workers[0].rpartition(":")[2])))
+            taken.listen()
+        with pytest.raises(UserError, match=expected):
+            distributed.Cluster()
+
+
+def test_what_workers_send_runs_no_code():
+    class Trap:
+        def __reduce__(self):
+            return print, ("code ran",)
+
+    with pytest.raises(UserError, match=r"builtins\.print"):
+        distributed.Unpickler(io.BytesIO(pickle.dumps(Trap()))).load()
+    failure = Failure(0.5, Path("a"), 1, 0, np.zeros(2), np.zeros((2, 1, 1)))
+    sent = [failure, ConfusionCounts({(1, 0): 2}), np.float32(1)]
+    found = distributed.Unpickler(io.BytesIO(pickle.dumps(sent))).load()
+    assert found[0].path == Path("a") and found[1] == sent[1] and found[2] == 1
