@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from runs import CAT_COFFEE, ROOT, read_options
 
+import deconvnet_inceptionv3
 import deconvnet_vgg
 import gradcam_googlenet
 import gradcam_vgg
@@ -22,6 +23,10 @@ from cnnvis.photos import find_photos
 
 IMAGES = ROOT / "Image"
 TABBY, EGYPTIAN, ESPRESSO = 281, 285, 967
+FIRST_KERNEL, TOTAL = (
+    [-0.237671, -0.375732, -0.041748],
+    394441.3,
+)  # of inception_v3_notop.weights.h5
 
 
 @functools.cache
@@ -152,3 +157,13 @@ def test_vgg19_beside_bundled_weights_is_left_out_and_vgg16_drawn(run, script):
     done = run(script, CAT_COFFEE, *words, "--kernels", "top1")
     assert done.code == 0 and done.files() == {f"cat_coffee_vgg16_{figure}.jpg"}
     assert len(done.err) == 1 and "vgg19 is left out" in done.err[0]
+
+
+def test_inceptionv3_s_bundled_kernels_are_those_of_the_file():
+    """Facts taken once from the file: its first kernel and bias, and a sum over all weights."""
+    model = deconvnet_inceptionv3.build(include_top=True, weights="bundled")
+    assert model.output_shape[1:] == (8, 8, 2048) and len(model.weights) == 376
+    first = model.get_layer("conv2d").get_weights()[0]
+    np.testing.assert_allclose(first[0, :, 0, 0], FIRST_KERNEL, rtol=1e-3)
+    total = sum(np.abs(each).sum(dtype=float) for each in model.get_weights())
+    np.testing.assert_allclose(total, TOTAL, rtol=1e-4)
