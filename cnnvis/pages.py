@@ -120,6 +120,7 @@ def matplotlib_defaults() -> Iterator[None]:
     """matplotlib's own settings, whatever a person's matplotlibrc says; one thread at a time."""
     with SETTINGS_LOCK, matplotlib.rc_context():
         matplotlib.rcdefaults()
+        matplotlib.rcParams["text.hinting"] = "none"  # hinted letters take twice the time
         yield
 
 
@@ -152,10 +153,11 @@ def report_unknown_characters(text: str) -> None:
 
 
 class Page:
-    """A matplotlib figure that is filled from top to bottom."""
+    """Texts and pictures, put from top to bottom."""
 
     def __init__(self, width: int, scale: int):
         self.width = width
+        self.height = 0  # known when all is put
         self.scale = scale
         self.texts = []  # (x, y, text, size, weight)
         self.images = []  # (x, y, picture)
@@ -177,16 +179,34 @@ class Page:
         self.images.append((x, y, picture))
         return y + picture.shape[0] / self.scale
 
-    def draw(self, height: int) -> Figure:
-        """The matplotlib figure of everything that was put."""
-        figure = Figure(figsize=(self.width / 100, height / 100), dpi=100 * self.scale)
-        for x, y, picture in self.images:
-            bottom = round((height - y) * self.scale) - picture.shape[0]
-            figure.figimage(picture, round(x * self.scale), bottom)
+    def corner(self, x: float, y: float) -> tuple[int, int]:
+        """The row, from the bottom of the page, and the column of a point in pixels."""
+        return round((self.height - y) * self.scale), round(x * self.scale)
+
+    @matplotlib_defaults()
+    def figure(self, with_pictures: bool = True) -> Figure:
+        """The page as a matplotlib figure."""
+        size = (self.width / 100, self.height / 100)
+        figure = Figure(figsize=size, dpi=100 * self.scale)
+        for x, y, picture in self.images if with_pictures else ():
+            row, column = self.corner(x, y)
+            figure.figimage(picture, column, row - picture.shape[0])
         style = {"va": "top", "linespacing": 1.27, "parse_math": False, "family": font_families()}
         for x, y, text, size, weight in self.texts:
-            figure.text(x / self.width, 1 - y / height, text, size=size, weight=weight, **style)
+            place = (x / self.width, 1 - y / self.height)
+            figure.text(*place, text, size=size, weight=weight, **style)
         return figure
+
+    def pixels(self) -> np.ndarray:
+        """The page as a picture, uint8 (h, w, 3).
+
+        Pictures are copied as they are, which is faster than figimage."""
+        pixels = render(self.figure(with_pictures=False))
+        for x, y, picture in self.images:
+            row, column = self.corner(x, y)
+            top, (height, width) = len(pixels) - row, picture.shape[:2]
+            pixels[top : top + height, column : column + width] = picture
+        return pixels
 
 
 def make_page(
@@ -195,8 +215,8 @@ def make_page(
     note: str,
     bars: Sequence[Bar] = (),
     scale: int = 1,
-) -> Figure:
-    """A page as a matplotlib figure: heading, note, colour bars, rows of tiles."""
+) -> Page:
+    """A page: heading, note, colour bars, rows of tiles."""
     widths = column_widths(rows, scale)
     page = Page(max(2 * MARGIN - GAP + sum(widths) + GAP * len(widths), 700), scale)
     for number, bar in enumerate(bars, 1):
@@ -209,8 +229,8 @@ def make_page(
         cells = list(zip(lefts, widths, row, strict=False))  # a row may be shorter than others
         top = max(page.write(x, y, tile.title, width) for x, width, tile in cells)
         y = GAP + max(page.paste(x, top, tile.picture) for x, _, tile in cells)
-    with matplotlib_defaults():
-        return page.draw(round(y) + MARGIN - GAP)
+    page.height = round(y) + MARGIN - GAP
+    return page
 
 
 def put_bar(page: Page, bar: Bar, x: float) -> None:
@@ -230,9 +250,9 @@ def column_widths(rows: Sequence[Sequence[Tile]], scale: int) -> list[int]:
     return widths
 
 
+@matplotlib_defaults()
 def render(figure: Figure) -> np.ndarray:
     """The pixels of a matplotlib figure, uint8 (h, w, 3)."""
     canvas = FigureCanvasAgg(figure)
-    with matplotlib_defaults():
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

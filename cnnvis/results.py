@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from PIL import Image, PngImagePlugin
 
-from cnnvis.pages import Bar, make_page, matplotlib_defaults
+from cnnvis.pages import Bar, Page, make_page, matplotlib_defaults
 from cnnvis.runtime import log, log_once
 from utils import UserError
 
@@ -131,8 +130,8 @@ class Result:
                 write_whole(self.path("npz", drawing.suffix), save)
             self.write_picture(page, drawing.suffix, len(drawings))
 
-    def page(self, drawing: Drawing) -> Figure:
-        """The page of a drawing, as a matplotlib figure."""
+    def page(self, drawing: Drawing) -> Page:
+        """The page of a drawing."""
         options, network = self.options, self.network
         label = network.heading or network.label
         method = getattr(options, "method", "")
@@ -147,40 +146,38 @@ class Result:
         """Whether the figure depends on the CAM method."""
         return not any(each.kernels_of for each in self.options.drawn if each.name == self.figure)
 
-    def write_picture(self, page: Figure | np.ndarray, suffix: str, count: int) -> None:
+    def write_picture(self, page: Page | np.ndarray, suffix: str, count: int) -> None:
         """Write a page or a picture. count: the number of files of the figure."""
         about = json.dumps({**self.settings, "files": count, "digest": self.digest}, default=str)
         extension = self.extension
-        height = page.bbox.height if isinstance(page, Figure) else page.shape[0]
-        if extension == "jpg" and height > JPEG_LIMIT:
+        if isinstance(page, Page) and extension != "pdf":
+            page = page.pixels()
+        if extension == "jpg" and len(page) > JPEG_LIMIT:
             extension = "png"
-            log(f"{self.name}{suffix}: {height:,.0f} pixels high, more than a JPEG can be: as PNG")
-        save = save_page if isinstance(page, Figure) else save_pixels
+            log(f"{self.name}{suffix}: {len(page):,} pixels high, more than a JPEG can be: as PNG")
+        save = save_pdf if extension == "pdf" else save_pixels
         fill = functools.partial(save, page=page, extension=extension, about=about)
         write_whole(self.path(extension, suffix), fill)
 
 
-def save_page(file: io.BytesIO, page: Figure, extension: str, about: str) -> None:
-    """Save a page, with what it was drawn with as metadata."""
-    how = {"format": extension, "metadata": {"Subject": about}}
-    if extension == "jpg":
-        how = {"format": "jpg", "pil_kwargs": {"quality": QUALITY, "comment": about}}
-    with matplotlib_defaults():
-        page.savefig(file, **how)
+@matplotlib_defaults()
+def save_pdf(file: io.BytesIO, page: Page | np.ndarray, extension: str, about: str) -> None:
+    """Save a page or a picture as a PDF, with what it was drawn with as metadata."""
+    if isinstance(page, Page):
+        page.figure().savefig(file, format=extension, metadata={"Subject": about})
+    else:
+        imsave(file, page, format=extension, metadata={"Subject": about})
 
 
 def save_pixels(file: io.BytesIO, page: np.ndarray, extension: str, about: str) -> None:
-    """Save a picture, uint8 (H, W, 3), as it is."""
+    """Save a picture, uint8 (H, W, 3), as it is, with the same metadata."""
     image = Image.fromarray(page)
     if extension == "jpg":
         image.save(file, "JPEG", quality=QUALITY, comment=about.encode())
-    elif extension == "png":
-        info = PngImagePlugin.PngInfo()
-        info.add_text("Subject", about)
-        image.save(file, "PNG", pnginfo=info)
-    else:
-        with matplotlib_defaults():
-            imsave(file, page, format=extension, metadata={"Subject": about})
+        return
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Subject", about)
+    image.save(file, "PNG", pnginfo=info)
 
 
 def put(data: bytes, file: io.BytesIO) -> None:

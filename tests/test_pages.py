@@ -27,9 +27,17 @@ def test_fonts_of_this_machine_are_used_for_other_characters(monkeypatch):
     assert pages.font_families.__wrapped__() == ["DejaVu Sans Mono", "Noto Emoji"]
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_pixels_of_a_page_are_those_of_its_matplotlib_figure(scale):
+    """Which is what a PDF shows."""
+    rows = [[pages.Tile(PATTERN, "one"), pages.Tile(PATTERN[:, :31], "two\nlines")]] * 2
+    page = pages.make_page(rows, "heading", "note", [pages.Bar("jet", "max")], scale)
+    np.testing.assert_array_equal(page.pixels(), pages.render(page.figure()))
+
+
 def test_rendered_pixels_do_not_depend_on_a_person_s_matplotlibrc():
     def draw():
-        return pages.render(pages.make_page([[pages.Tile(PATTERN, "one")]], "heading", "note"))
+        return pages.make_page([[pages.Tile(PATTERN, "one")]], "heading", "note").pixels()
 
     expected = draw()
     settings = {"image.origin": "lower", "figure.facecolor": "red", "text.color": "white"}

@@ -409,8 +409,9 @@ def test_every_text_stands_on_the_page_beside_all_others_and_all_pictures(run, m
     photo = save_photo(Path(f"{'a photograph with a long name ' * 4}.png"))
 
     def keep(rows, *arguments):
-        pages.append((make_page(rows, *arguments), rows))
-        return pages[-1][0]
+        page = make_page(rows, *arguments)
+        pages.append((page.figure(), rows))
+        return page
 
     monkeypatch.setattr(results, "make_page", keep)
     words = f"'{photo}' {SAVED} --figures all --classes 2,3,4"
