@@ -424,11 +424,7 @@ def overlay(
     height, width = image.shape[:2]
     colours = colorize(heat_map(cam, height, width, scale, geometry), colormap)
     mixed = cv2.addWeighted(colours, alpha, image, 1 - alpha, 0)
-    if geometry is None:
-        return mixed
-    shown, visible = geometry.dim(image), geometry.visible_box(height, width)
-    shown[visible] = mixed[visible]
-    return shown
+    return mixed if geometry is None else geometry.dim(image, mixed)
 
 
 def signed_grey(values: np.ndarray, like: np.ndarray, mode: str = "none") -> np.ndarray:

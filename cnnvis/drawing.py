@@ -68,10 +68,6 @@ class Target:
         is_drawn = all(self.result(photos, path).is_drawn() for path in paths)
         return all(photos.gather(is_drawn))
 
-    def draw(self, explanations: list) -> Drawing | Iterable[Drawing]:
-        """The Drawings of a photograph, given its Explanation by each of the networks."""
-        return self.figure.draw(explanations if self.figure.shared else explanations[0])
-
 
 def draw_figures(
     options: argparse.Namespace, photos: PhotoSet, networks: list[Network], explain: Callable
@@ -87,7 +83,8 @@ def draw_figures(
     with BackgroundThread() as writer:
         for photo, pending in pending_photos(of_photos, photos):
             draw_photo(photo, pending, photos, writer)
-        gather_folder(targets, photos)
+        if photos.cluster:
+            gather_folder(targets, photos)
         for target in targets:
             if target.collector and photos.writes_folder:
                 write_behind(writer, target.result(photos), target.collector.drawings())
@@ -95,14 +92,13 @@ def draw_figures(
             if target.figure.draw_folder:
                 drawings = target.figure.draw_folder(target.folders[0])
                 write_behind(writer, target.result(photos), drawings)
-    photos.share_unreadable()  # and wait until every worker is done
+    if photos.cluster:
+        photos.share_unreadable()  # and wait until every worker is done
     return photos.exit_code()
 
 
 def gather_folder(targets: list[Target], photos: PhotoSet) -> None:
     """Let every worker know what all of them have collected, and could not read."""
-    if not photos.cluster:
-        return
     photos.share_unreadable()
     for target in targets:
         if target.collector:
@@ -175,8 +171,9 @@ def draw_photo(
         for folder in target.folders:
             if id(folder) not in explanations:
                 explanations[id(folder)] = folder.explain(photo)
-        of_target = [explanations[id(folder)] for folder in target.folders]
+        explained = [explanations[id(folder)] for folder in target.folders]
         if target.figure.draw:
-            write_behind(writer, target.result(photos, photo.path), target.draw(of_target))
+            drawings = target.figure.draw(explained if target.figure.shared else explained[0])
+            write_behind(writer, target.result(photos, photo.path), drawings)
         if target.collector:
-            target.collector.add(of_target[0])
+            target.collector.add(explained[0])

@@ -52,6 +52,11 @@ class Explanation:
         """float32 (n_classes,) of the photograph."""
         return checked_logits(self.network, self.network.logits(self.x)[0])
 
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """float32 (n_classes,) of the photograph; of a regression the number."""
+        return self.network.probabilities(self.logits)
+
     @property
     def classes(self) -> list[int]:
         """The indices of the classes asked for, in that order."""
@@ -81,24 +86,24 @@ class Explanation:
         """A class and its probability; of a regression the number."""
         if self.pixels:
             return f"{self.network.classes.title(index)}{between}{self.pixels.title(index)}"
-        logits = self.logits if logits is None else logits
-        p = self.network.probabilities(logits)[index]
+        known = self.probabilities if logits is None else self.network.probabilities(logits)
+        p = known[index]
         if self.network.kind == "number":
             return f"{p:.4g}: red raises it, blue lowers it"
         return f"{self.network.classes.title(index)}{between}p {p:.3f}"
 
     # --- where maps are placed ---
 
-    def geometry(self, layer: str | None, cells: tuple) -> Geometry:
-        """The Geometry by which a map of `cells`, (h, w), is laid over the photograph."""
+    def geometry(self, layer: str | None, shape: tuple) -> Geometry:
+        """The Geometry by which a map of a layer, of shape (h, w), is laid over the photograph."""
         known = self.network.geometry(layer) if layer else None
         if known and self.options.place == "field":
             return replace(known, fit=self.options.fit)
-        return stretched_geometry(self.x.shape[1:3], *cells, self.options.fit)
+        return stretched_geometry(self.x.shape[1:3], *shape, self.options.fit)
 
-    def input_geometry(self, layer: str | None, cells: tuple) -> Geometry:
+    def input_geometry(self, layer: str | None, shape: tuple) -> Geometry:
         """The same for a map that is laid over the network's input instead."""
-        return replace(self.geometry(layer, cells), fit="squeeze")
+        return replace(self.geometry(layer, shape), fit="squeeze")
 
     # --- tiles ---
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnvis.graph import SLASH, wrapped
+from cnnvis.graph import SLASH, unwrap
 from cnnvis.runtime import keras
 from utils import fit_box
 
@@ -41,24 +41,26 @@ class Geometry:
         resampled[visible] = (rows @ np.float32(cam) @ columns.T)[visible]
         return resampled
 
-    def interpolation_matrices(self, cells: tuple, size: tuple) -> list[np.ndarray]:
-        """For each axis the matrix (pixels of a photograph of `size`, cells of a map)."""
+    def interpolation_matrices(self, shape: tuple, size: tuple) -> list[np.ndarray]:
+        """For each axis the matrix (pixels of a photograph, cells of a map).
+
+        shape: (h, w) of the map. size: (H, W) of the photograph."""
         start, length = fit_box(size, self.size, self.fit)
         matrices = []
         for axis, count in enumerate(size):
             pixels = np.arange(count) + 0.5
             inputs = (pixels - start[axis]) / length[axis] * self.size[axis]
             offset, step = self.cells[axis]
-            matrices.append(cubic_matrix((inputs - offset) / step, cells[axis]))
+            matrices.append(cubic_matrix((inputs - offset) / step, shape[axis]))
         return matrices
 
-    def covered(self, region: np.ndarray, cells: tuple) -> np.ndarray:
-        """Which share of each cell of a map a region of a photograph, bool (H, W), covers: `cells`.
+    def covered(self, region: np.ndarray, shape: tuple) -> np.ndarray:
+        """Which share of each cell of a map, (h, w), a region of a photograph covers.
 
-        A cell is as wide as the step to the next one."""
+        region: bool (H, W). shape: (h, w). A cell is as wide as the step to the next one."""
         start, length = fit_box(region.shape, self.size, self.fit)
         matrices = []
-        for axis, count in enumerate(cells):
+        for axis, count in enumerate(shape):
             offset, step = self.cells[axis]
             inputs = offset + step * (np.arange(count + 1) - 0.5)
             edges = inputs / self.size[axis] * length[axis] + start[axis]
@@ -73,11 +75,13 @@ class Geometry:
         (top, left), (bottom, right) = np.clip(np.rint(edges), 0, (height, width)).astype(int)
         return slice(top, bottom), slice(left, right)
 
-    def dim(self, image: np.ndarray) -> np.ndarray:
-        """A copy of an image, uint8 (H, W, 3), dark where the network does not see it."""
-        visible = self.visible_box(*image.shape[:2])
+    def dim(self, image: np.ndarray, visible: np.ndarray | None = None) -> np.ndarray:
+        """A copy of an image, uint8 (H, W, 3), dark where the network does not see it.
+
+        visible: the image where the network sees it, if that is another."""
+        box = self.visible_box(*image.shape[:2])
         dimmed = image // 3
-        dimmed[visible] = image[visible]
+        dimmed[box] = (image if visible is None else visible)[box]
         return dimmed
 
     def inner_cells(self, height: int, width: int) -> np.ndarray:
@@ -96,12 +100,13 @@ class Geometry:
             inside.append(within if within.any() else np.ones(count, bool))
         return np.logical_and.outer(*inside)
 
-    def nearest_cells(self, cells: tuple, size: tuple) -> tuple:
-        """For each pixel of a photograph (H, W) the nearest of (rows, columns) cells that are
-        stretched over the input: two index arrays."""
+    def nearest_cells(self, shape: tuple, size: tuple) -> tuple:
+        """For each pixel of a photograph the nearest cell of a map stretched over the input.
+
+        shape: (h, w) of the map. size: (H, W) of the photograph. Returns two index arrays."""
         start, length = fit_box(size, self.size, self.fit)
         nearest = []
-        for axis, count in enumerate(cells):
+        for axis, count in enumerate(shape):
             positions = (np.arange(size[axis]) + 0.5 - start[axis]) / length[axis] * count
             nearest.append(np.clip(positions, 0, count - 1).astype(int))
         return np.ix_(*nearest)
@@ -205,7 +210,7 @@ def window_of(layer: Any, size: np.ndarray, out: np.ndarray) -> Window | None:
     return None
 
 
-def geometry_behind(source: Geometry, window: Window, out: np.ndarray) -> Geometry:
+def geometry_after(source: Geometry, window: Window, out: np.ndarray) -> Geometry:
     """Geometry of the `out` cells of a layer, from its input's geometry and its window."""
     offset, step = source.cells.T
     first, wider = offset + window.shift * step, window.step * step
@@ -248,14 +253,14 @@ def geometry_of(operation: Any, known: dict) -> Geometry | None:
         if out is None or size is None:
             continue
         try:
-            window = window_of(wrapped(operation), size, out)
+            window = window_of(unwrap(operation), size, out)
         except Exception:  # an unknown variant of a known layer: its maps are stretched
             return None
         if window is KEEPS and (size != out).any():
             continue  # a factor for every channel, as in squeeze-and-excitation
         if window is None or known.get(id(tensor)) is None:
             return None
-        branches.append(geometry_behind(known[id(tensor)], window, out))
+        branches.append(geometry_after(known[id(tensor)], window, out))
     return merged(branches, out) if branches else None
 
 
@@ -282,13 +287,6 @@ def stretched_geometry(size: tuple, height: int, width: int, fit: str = "squeeze
     step = np.float32(sides / (height, width))
     cells, whole = np.stack([step / 2, step], axis=1), np.stack([0 * sides, sides], axis=1)
     return Geometry(cells, tuple(size), whole, step / 2, fit)
-
-
-def inner_cells(geometry: Geometry | None, height: int, width: int) -> np.ndarray:
-    """`Geometry.inner_cells`; all cells where there is no geometry."""
-    if geometry is None:
-        return np.ones((height, width), bool)
-    return geometry.inner_cells(height, width)
 
 
 def true_span(mask: np.ndarray, reach: int = 0) -> slice:

@@ -260,8 +260,8 @@ def box_tile(
 ) -> Tile:
     """The Tile of a class: its heat outlined, its Box and the true ones drawn on an image."""
     options, segment = explanation.options, explanation.segment(index)
-    cells = explanation.maps[index].shape
-    picture = explanation.geometry(explanation.network.main_layer, cells).dim(image)
+    geometry = explanation.geometry(explanation.network.main_layer, explanation.maps[index].shape)
+    picture = geometry.dim(image)
     hot = over_threshold(segment.heat, options.threshold)
     hot = cv2.resize(hot, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     outlines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

@@ -88,7 +88,7 @@ def flat_view(model: keras.Model, insert_after: Callable | None = None) -> keras
     return rebuild(model, call)
 
 
-def wrapped(operation: keras.Operation) -> keras.Operation:
+def unwrap(operation: keras.Operation) -> keras.Operation:
     """The model's operation behind one of a flat view; any other operation itself."""
     return getattr(operation, "operation", operation)
 
@@ -150,12 +150,12 @@ def get_operation(model: keras.Model, name: str) -> keras.Operation:
 
 def has_weights(operation: keras.Operation) -> bool:
     """Whether an operation, or the one that it wraps, has weights."""
-    return bool(getattr(wrapped(operation), "weights", ()))
+    return bool(getattr(unwrap(operation), "weights", ()))
 
 
 def function_name(operation: keras.Operation) -> str:
     """The lower-case name of an operation's activation, or of the operation if it has none."""
-    operation = wrapped(operation)
+    operation = unwrap(operation)
     function = getattr(operation, "activation", None) or operation
     return getattr(function, "__name__", type(function).__name__).lower()
 
@@ -163,7 +163,7 @@ def function_name(operation: keras.Operation) -> str:
 def relu_ceiling(operation: keras.Operation) -> float | None:
     """The upper limit of a ReLU, alone or as activation: 6, infinity …; None: it is no ReLU."""
     name = function_name(operation)
-    function = getattr(wrapped(operation), "activation", wrapped(operation))
+    function = getattr(unwrap(operation), "activation", unwrap(operation))
     sloped = getattr(function, "negative_slope", 0) or getattr(function, "threshold", 0)
     if name == "relu6":
         return 6.0
@@ -257,7 +257,7 @@ def check_gradient(gradient: Any, name: str) -> None:
 
 def check_channels_last(flat: keras.Model) -> None:
     """ValueError for a flat network with a layer that has its channels first."""
-    for layer in map(wrapped, flat.operations):
+    for layer in map(unwrap, flat.operations):
         if getattr(layer, "data_format", None) == "channels_first":
             raise ValueError(f"{layer.name} is channels_first. Expected: channels_last")
 
@@ -276,7 +276,7 @@ def needs_single_gradients(flat: keras.Model) -> bool:
     Where batches of matrices are multiplied, TensorFlow's oneDNN broadcasts them wrongly (2.21,
     AVX-512). Layers that are not Keras's own may contain anything."""
     for operation in flat.operations:
-        kind = type(wrapped(operation))
+        kind = type(unwrap(operation))
         is_deep_dense = kind.__name__ == "Dense" and len(operation.output.shape) > 2
         multiplies = is_deep_dense or BATCHED_MATRICES.search(kind.__name__)
         if multiplies or not kind.__module__.startswith("keras."):
@@ -290,7 +290,7 @@ def breaks_eagerly(flat: keras.Model) -> bool:
     TensorFlow computes the gradient of the filters too, and oneDNN's kernel for 1 x 1 filters with
     strides and few channels writes past its memory."""
     for operation in flat.operations:
-        layer = wrapped(operation)
+        layer = unwrap(operation)
         is_strided = max(getattr(layer, "strides", (1,))) > 1
         is_pointwise = max(getattr(layer, "kernel_size", (3,))) == 1
         if is_strided and is_pointwise and operation.input.shape[-1] < 16:

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cnnvis.geometry import Geometry, inner_cells, layer_geometries
+from cnnvis.geometry import Geometry, layer_geometries
 from cnnvis.graph import SLASH, get_operation, last_of_resolutions, named_layers
 from cnnvis.logits import open_with_kind, probabilities
 from cnnvis.runtime import abbreviate, keras, log, quiet
@@ -109,11 +109,13 @@ class Network:
         return self.geometries.get(get_operation(self.model, layer).name.replace(SLASH, "/"))
 
     def inner_cells(self, layer: str) -> np.ndarray:
-        """The cells of a layer, bool (h, w), whose receptive fields stay inside the photograph."""
+        """The cells of a layer, bool (h, w), whose receptive fields stay inside the photograph.
+
+        All cells where positions are unknown."""
         shape = get_operation(self.model, layer).output.shape
-        if len(shape) != 4:
-            return np.ones((1, 1), bool)
-        return inner_cells(self.geometry(layer), *shape[1:3])
+        size = shape[1:3] if len(shape) == 4 else (1, 1)
+        geometry = self.geometry(layer)
+        return geometry.inner_cells(*size) if geometry else np.ones(size, bool)
 
 
 # --- opening ---
@@ -259,18 +261,15 @@ def leave_out_figures(options: argparse.Namespace) -> None:
 
 
 def check_shapes(model: Any) -> None:
-    """ValueError where a map has another shape than its layer declares, as RandomCrop's may."""
-    operations = list(named_layers(model).values()) or model.operations[:1]
-    outputs = [operation.output for operation in operations]
+    """ValueError where an operation returns another shape than it declares, as RandomCrop may."""
+    operations = [each for each in model.operations if hasattr(each.output, "shape")]
     zeros = np.zeros((1, *model.inputs[0].shape[1:]), np.float32)
-    values = keras.tree.flatten(keras.Model(model.inputs[0], outputs)(zeros, training=False))
-    for operation, value in zip(operations, values, strict=True):
+    part = keras.Model(model.inputs[0], [operation.output for operation in operations])
+    for operation, value in zip(operations, part(zeros, training=False), strict=True):
         declared, received = tuple(operation.output.shape[1:]), tuple(value.shape[1:])
         if declared != received:
-            raise ValueError(
-                f"{operation.name} declares maps of {declared} and returns {received}: "
-                "a layer before it lets larger pictures through, as RandomCrop does"
-            )
+            what = f"{operation.name} declares maps of {declared} and returns {received}"
+            raise ValueError(f"{what}, as RandomCrop does of pictures that are larger")
 
 
 # --- layers, kernels, preprocessing ---
@@ -317,11 +316,12 @@ def choose_layers(
 ) -> tuple[list[str], str]:
     """Names of the layers drawn, and the one of figures of one layer. UserError: unknown ones."""
     known = named_layers(model, units=options.draws_units)
+    with_maps = {name: each for name, each in known.items() if len(each.output.shape) == 4}
     words, main_layer = options.layers, None
     if words == ["all"] and is_segmentation(model):
-        words, main_layer = layers_down_and_up(model, named_layers(model), geometries)
+        words, main_layer = layers_down_and_up(model, with_maps, geometries)
     elif words == ["all"] and options.weights.saved:
-        words = last_of_resolutions(named_layers(model), geometries)
+        words = last_of_resolutions(with_maps, geometries)
     elif words == ["all"]:
         words, main_layer = spec.default_layers, spec.main_layer
     chosen = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,16 +97,16 @@ def add_region_scores(
     image: the network's input. kind: what the network ends in. region: bool (H, W), of the
     photograph, which became the network's input by `fit`, or (h, w) of the output."""
     kind = kind_of_pixels(output, kind)
-    cells = tuple(output.shape[1:3])
+    shape = tuple(output.shape[1:3])
     if region is not None:
         region = np.asarray(region)
         if region.ndim != 2 or region.dtype != bool:
             raise ValueError(
                 f"Expected region bool (h, w). Received: {region.dtype} {region.shape}"
             )
-        if region.shape != cells or fit != "squeeze":
+        if region.shape != shape or fit != "squeeze":
             geometry = output_geometry(keras.Model(image, output), fit)
-            region = region_cells(region, geometry, cells)
+            region = region_cells(region, geometry, shape)
         if not region.any():
             raise ValueError("its mask has no pixel that the network sees")
     name = f"region{SLASH}scores"
@@ -119,14 +119,14 @@ def output_geometry(model: Any, fit: str = "squeeze") -> Geometry:
     known = list(layer_geometries(model).values())[-1]
     stretched = stretched_geometry(model.inputs[0].shape[1:3], *output.shape[1:3])
     geometry = known or stretched
-    return Geometry(geometry.cells, geometry.size, geometry.visible, geometry.reach, fit)
+    return replace(geometry, fit=fit)
 
 
-def region_cells(region: np.ndarray, geometry: Geometry, cells: tuple) -> np.ndarray:
-    """The cells of a map, bool of shape `cells`, that a region of a photograph covers by half.
+def region_cells(region: np.ndarray, geometry: Geometry, shape: tuple) -> np.ndarray:
+    """The cells of a map, bool of a shape (h, w), that a region of a photograph covers by half.
 
     Of a region that covers none by half: the cells that it covers most."""
-    covered = geometry.covered(region, cells)
+    covered = geometry.covered(region, shape)
     return covered >= min(0.5, covered.max() or 1)
 
 

@@ -196,11 +196,10 @@ def test_inner_cells_and_dim():
     x = layers.Conv2D(4, 9, padding="same", name="narrow")(x)
     x = layers.Conv2D(4, 31, padding="same", name="wide")(x)
     geometries = cnnvis.layer_geometries(keras.Model(inputs, x))
-    inner = places.inner_cells(geometries["narrow"], 64, 48)
+    inner = geometries["narrow"].inner_cells(64, 48)
     assert inner[4:-4, 4:-4].all() and inner.sum() == 56 * 40  # where a field of 9 is inside
-    wide = places.inner_cells(geometries["wide"], 64, 48)
+    wide = geometries["wide"].inner_cells(64, 48)
     assert wide[16:-16, 12:-12].all() and wide.sum() == 32 * 24  # of 39: the inner half
-    assert places.inner_cells(None, 3, 4).all()
     for fit, first, last in (("squeeze", 32, 128), ("crop", 39, 114)):
         geometry = replace(geometries["narrow"], fit=fit)
         dimmed = geometry.dim(np.full((100, 128, 3), 200, np.uint8))

@@ -191,7 +191,7 @@ def test_half_precision_and_channels_first_do_not_leak_in():
 def test_a_layer_that_gives_another_shape_than_it_declares_is_named():
     stack = [keras.Input((64, 64, 3)), kl.RandomCrop(32, 32), kl.Conv2D(4, 3, name="conv")]
     model = keras.Sequential([*stack, kl.GlobalAveragePooling2D(), kl.Dense(2)])
-    with pytest.raises(ValueError, match=r"conv declares maps of \(30, 30, 4\)"):
+    with pytest.raises(ValueError, match=r"random_crop\w* declares maps of \(32, 32, 3\)"):
         networks.check_shapes(cnnvis.open_network(model))
 
 
