@@ -312,7 +312,9 @@ def build_saved(path: Path, converted: dict | None) -> Any:
     classes = keras.saving.get_custom_objects().items()  # of --import, as PACKAGE>NAME
     named = {name.rpartition(">")[2]: each for name, each in classes}
     own = {name: each for name, each in named.items() if not hasattr(keras.layers, name)}
-    with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(own):
+    words = {"dot": "dot"}  # of Attention, which HDF5's reader takes for the function of layers
+    scope = keras.saving.custom_object_scope({**words, **own})
+    with tempfile.TemporaryDirectory() as folder, scope:
         file = readable_copy(path, Path(folder), bool(converted))
         if not converted:
             return keras.saving.load_model(file, compile=False)

@@ -221,6 +221,19 @@ def test_hdf5_does_not_keep_operations(tmp_path, name):
     assert f"«{name}" in line and "save the network as .keras" in line and "--import" not in line
 
 
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_attention_by_keyword_and_initial_states(tmp_path, ending):
+    inputs = keras.Input((8, 8, 3))
+    x = kl.Reshape((16, 12))(kl.Conv2D(12, 3, 2, "same", name="conv")(inputs))
+    y = kl.MultiHeadAttention(2, 3)(kl.Attention()([x, x]), key=x, value=x, use_causal_mask=True)
+    y = kl.GRU(4)(y, initial_state=kl.Dense(4)(kl.GlobalMaxPooling1D()(x)))
+    model, x = shake(keras.Model(inputs, head()(y))), noise(1, 8, 8, 3)
+    model.save(tmp_path / f"mine{ending}")
+    loaded = load_saved_model(tmp_path / f"mine{ending}")
+    for network in (loaded, cnnvis.open_network(loaded)):
+        assert error(network(x), model(x)) < 1e-5
+
+
 class Mine(keras.Model):
     def call(self, x):
         return x
