@@ -206,7 +206,7 @@ def rectify(
 def is_filter(operation: "keras.Operation") -> bool:
     """Whether an operation, less its ReLU, is a plain convolution or a dense layer."""
     layer = operation.operation
-    if type(layer) not in (keras.layers.Conv2D, keras.layers.Dense):
+    if type(layer) not in (keras.layers.Conv2D, keras.layers.Dense) or layer.quantization_mode:
         return False
     if layer.activation is not keras.activations.linear and not graph.relu_ceiling(operation):
         return False

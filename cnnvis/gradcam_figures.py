@@ -228,7 +228,10 @@ def reinitialise(seed: int, model: Any, regions: np.ndarray | None = None) -> An
             return layer
         if regions is not None and layer is model.layers[-1]:
             return with_regions(layer, regions)
-        return type(layer).from_config(layer.get_config())
+        config = layer.get_config()
+        if layer.quantization_mode:  # no integers are drawn
+            config["dtype"] = "float32"
+        return type(layer).from_config(config)
 
     keras.utils.set_random_seed((seed + CONTROL_SEED) % 2**32)  # not the seed of the network
     return keras.models.clone_model(model, clone_function=clone)

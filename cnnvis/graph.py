@@ -18,6 +18,10 @@ from cnnvis.keras2 import SLASH
 from cnnvis.runtime import keras
 from utils import suggest
 
+# Quantisations that a copy has too. Keras 3.15 computes no gradient through float8, and does not
+# keep among the weights how gptq and awq were calibrated
+QUANTISED = ("int8", "int4")
+
 # --- flat networks ---
 
 
@@ -94,9 +98,10 @@ def unwrap(operation: keras.Operation) -> keras.Operation:
 
 
 def copy_operation(operation: keras.Operation) -> keras.Operation:
-    """A fresh copy of a layer or operation, in float32, not built."""
-    config = operation.get_config()
-    if isinstance(operation, keras.layers.Layer) and "dtype" in config:
+    """A fresh copy of a layer or operation, in float32, not built; what is quantised stays so."""
+    config = in_float32(operation.get_config())
+    is_layer = isinstance(operation, keras.layers.Layer)
+    if is_layer and "dtype" in config and not operation.quantization_mode:
         config["dtype"] = "float32"
     has_activation = "activation" in vars(operation) and "activation" in config
     if has_activation:
@@ -104,6 +109,26 @@ def copy_operation(operation: keras.Operation) -> keras.Operation:
     copy = type(operation).from_config(config)
     if has_activation:
         copy.activation = operation.activation  # Keras may not know it by a name
+    return copy
+
+
+def in_float32(config: Any) -> Any:
+    """A config of a layer, and of those inside it, in float32; what is quantised stays so.
+
+    ValueError for a quantisation that is not copied."""
+    if isinstance(config, list):
+        return [in_float32(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    copy = {key: in_float32(part) for key, part in config.items()}
+    if config.get("class_name") == "DTypePolicy":
+        copy["config"] = {"name": "float32"}
+    if {"mode", "source_name"} <= config.keys():  # a policy of a quantised layer
+        mode = config["mode"].partition("/")[0]
+        if mode not in QUANTISED:
+            text = f"it is quantised to {mode}, through which no map is computed"
+            raise ValueError(f"{text}: save the network before quantize()")
+        copy["source_name"] = "float32"
     return copy
 
 

@@ -19,7 +19,9 @@ REMOVED_ARGUMENTS = {  # by patterns of class names: what layers of Keras 3 no l
     "Depthwise|Separable|Transpose": "groups",
     "Separable": "kernel_initializer kernel_regularizer kernel_constraint",
     "SpatialDropout": "trainable noise_shape",
+    "^MultiHeadAttention$": "query_shape key_shape value_shape softmax_robust_masking",
 }
+RECURRENT = re.compile("RNN|LSTM|GRU|Bidirectional")  # these take more tensors as initial states
 SLASH = ".."  # replaces the / of a layer's name, which Keras 3 does not allow
 
 
@@ -108,14 +110,50 @@ def convert_functional(config: dict) -> None:
         if layer["name"] in nested:
             layer["inbound_nodes"] = [without_keys(node) for node in layer["inbound_nodes"]]
     calls = references([layer["inbound_nodes"] for layer in config["layers"]])
+    calls += references([call[3:] for call in calls])  # passed by keyword
     outputs = references(config["output_layers"])  # Keras 3 counts those of a Functional itself
     calls += [each for each in outputs if nested.get(each[0]) == "Sequential"]
     for call in calls:
         if call[0] in nested:
             call[1] -= 1
+    for layer in config["layers"]:
+        convert_calls(layer)
     for key in ("input_layers", "output_layers"):
         tensors = without_keys(config[key])
         config[key] = tensors[0] if len(tensors) == 1 else tensors
+
+
+def convert_calls(layer: dict) -> None:
+    """Write the calls of a layer as Keras 3 does: Keras 2 keeps keywords beside each tensor.
+
+    Recurrent layers take initial states by keyword, as Attention takes what was its `causal`."""
+    is_attention = layer["class_name"] in ("Attention", "AdditiveAttention")
+    causal = is_attention and layer["config"].pop("causal", False)  # up to Keras 2.9
+    calls = []
+    for node in layer["inbound_nodes"]:
+        called_with = references(node)
+        keywords = dict(called_with[-1][3]) if len(called_with[-1]) > 3 else {}
+        tensors = [with_tensors(each[:3]) for each in called_with]
+        if RECURRENT.search(layer["class_name"]) and len(tensors) > 1:
+            keywords["initial_state"] = tensors[1:]
+            del tensors[1:]
+        if causal:
+            keywords["use_causal_mask"] = True
+        given = {key: with_tensors(each) for key, each in keywords.items() if each is not None}
+        calls.append({"args": tensors if len(tensors) == 1 else [tensors], "kwargs": given})
+    layer["inbound_nodes"] = calls
+
+
+def with_tensors(argument: Any) -> Any:
+    """An argument of a call, where tensors and constants are as Keras 3 writes them."""
+    if not isinstance(argument, list):
+        return argument
+    if references(argument) != [argument]:
+        return [with_tensors(each) for each in argument]
+    if argument[0] == "_CONSTANT_VALUE":
+        return {"class_name": "__tensor__", "config": {"value": argument[2], "dtype": "float32"}}
+    config = {"shape": [], "dtype": "float32", "keras_history": argument}  # the last one counts
+    return {"class_name": "__keras_tensor__", "config": config}
 
 
 def without_keys(tensors: Any) -> Any:
@@ -135,7 +173,15 @@ def references(nodes: Any) -> list[list]:
 
 
 def convert_arguments(kind: str, config: dict) -> None:
-    """Remove from a layer's config what Keras 3 does not take."""
+    """Remove from a layer's config what Keras 3 does not take.
+
+    RefusedError: an activation that Keras 3 computes otherwise."""
+    if "hard_sigmoid" in (config.get("activation"), config.get("recurrent_activation")):
+        raise RefusedError(
+            f"«{config.get('name')}» has the hard_sigmoid of Keras 2, which Keras 3 computes "
+            "otherwise: build the network with layers Rescaling(0.2, 0.5) and ReLU(1) instead, "
+            "load the weights into that, and save it again"
+        )
     for pattern, names in REMOVED_ARGUMENTS.items():
         if re.search(pattern, kind):
             for name in names.split():
@@ -144,6 +190,7 @@ def convert_arguments(kind: str, config: dict) -> None:
         config.pop("dtype", None)
     if config.get("distribution") == "normal":  # of VarianceScaling, up to Keras 2.2
         config["distribution"] = "truncated_normal"
-    layer = config.get("layer")  # of a Bidirectional or TimeDistributed
-    if isinstance(layer, dict) and ">" not in layer["class_name"]:
-        layer["module"] = "keras.layers"
+    inner = [config.get(key) for key in ("layer", "backward_layer", "cell")]
+    for layer in inner + config.get("cells", []):  # of a Bidirectional, TimeDistributed, RNN
+        if isinstance(layer, dict) and ">" not in layer["class_name"]:
+            layer["module"] = "keras.layers"

@@ -146,6 +146,8 @@ def copy_network(model: keras.Model, shape: list[int]) -> keras.Model:
     for operation, copy in copies:
         if hasattr(operation, "weights"):
             copy.set_weights(operation.get_weights())
+        if hasattr(operation, "lora_alpha"):
+            copy.lora_alpha = operation.lora_alpha  # which Keras's Dense forgets as it is built
         if isinstance(copy, keras.layers.Normalization):
             copy.finalize_state()  # it computes with a copy of its weights
     return copied

@@ -72,6 +72,7 @@ MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other
     "ExternalLink|SoftLink|external Dataset": (
         "a part of it is in another file, which is not read: save the network as a whole"
     ),
+    "No cast function available": "its numbers are bfloat16: save the network as .keras",
     "^RecursionError": "its config is nested too deeply",
     "^DataLossError": "it is not a checkpoint, or is incomplete",
     "^ValueError: .*(allow_pickle=False|contains pickled)": "it holds no arrays, or pickled ones",
@@ -202,6 +203,7 @@ def load_saved_model(path: Path) -> Any:
         config, version = read_saved(path)
         check_config(config)
         refuse_parts(config)
+        refuse_lost_lora(config, path)
         is_old = version_numbers(version) < [3]
         return build_saved(path, convert_config(config) if is_old else None)
     except RefusedError as error:
@@ -272,6 +274,22 @@ def refuse_parts(config: Any) -> None:
                 raise RefusedError(f"«{part.get('name') or kind}» is {reason}")
 
 
+def refuse_lost_lora(config: Any, path: Path) -> None:
+    """RefusedError for a scale of LoRA that Keras forgets: in .keras it is part of the kernel."""
+    for part in config_parts(config):
+        alpha = part.get("lora_alpha")
+        is_lost = h5py.is_hdf5(path) and "kernel_size" not in part  # a convolution keeps it
+        if is_lost and alpha not in (None, part.get("lora_rank")):
+            lost = "which Keras does not read from HDF5: save the network as .keras"
+            raise RefusedError(f"«{part.get('name')}» has LoRA of lora_alpha={alpha}, {lost}")
+
+
+def quantised_to(config: Any) -> str:
+    """The quantisation of a layer of a network, empty where there is none."""
+    modes = (str(part.get("mode")) for part in config_parts(config) if "source_name" in part)
+    return next(modes, "")
+
+
 def with_advice(reason: str, path: Path, config: dict, version: str) -> str:
     """Why Keras cannot build a network, and what to do, by the version that saved it."""
     written, installed = version_numbers(version), version_numbers(keras.__version__)
@@ -287,12 +305,15 @@ def with_advice(reason: str, path: Path, config: dict, version: str) -> str:
     if "--import" in reason:
         is_subclassed = "layers" not in config["config"]
         return reason + (SUBCLASSED if is_subclassed else "")
-    if written < [3]:
-        return (
-            f"{reason} (saved by Keras {version}, of which Keras 3 reads only a part: load it "
-            "there, save the weights, and load those into the same network built with Keras 3)"
-        )
-    return reason
+    mode = quantised_to(config)
+    if mode:
+        kept = "which Keras does not read back of every layer: save the network before quantize()"
+        return f"{reason} (it is quantised to {mode}, {kept})"
+    advice = (
+        f" (saved by Keras {version}, of which Keras 3 reads only a part: load it "
+        "there, save the weights, and load those into the same network built with Keras 3)"
+    )
+    return reason + (advice if written < [3] else "")
 
 
 def find_operation(config: Any) -> str:
@@ -312,7 +333,9 @@ def build_saved(path: Path, converted: dict | None) -> Any:
     classes = keras.saving.get_custom_objects().items()  # of --import, as PACKAGE>NAME
     named = {name.rpartition(">")[2]: each for name, each in classes}
     own = {name: each for name, each in named.items() if not hasattr(keras.layers, name)}
-    with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(own):
+    words = {"dot": "dot"}  # of Attention, which HDF5's reader takes for the function of layers
+    scope = keras.saving.custom_object_scope({**words, **own})
+    with tempfile.TemporaryDirectory() as folder, scope:
         file = readable_copy(path, Path(folder), bool(converted))
         if not converted:
             return keras.saving.load_model(file, compile=False)

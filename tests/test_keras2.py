@@ -55,6 +55,8 @@ KERAS_2 = [
     "nested_in_functional.h5",  # «loops or disconnected nodes»; frozen; a Sequential at the end
     "nested_in_functional.keras",  # the zip of Keras 2.12 to 2.15
     "numbered.keras",  # Keras 2.13 numbers its layers conv2d, conv2d_2, conv2d_4
+    "attention.h5",  # tensors by keyword, initial states, a constant, cells, two calls of a network
+    "attention.keras",
     "teachable.h5",  # Sequentials in a Sequential, as Teachable Machine exports them
 ]
 
@@ -159,6 +161,26 @@ def test_configs_of_keras_2_2_4_tf(name, policy, tmp_path):
     with h5py.File(path, "r+") as file:
         file.attrs["keras_version"] = "2.2.4-tf"
     assert_as_written(path, name)
+
+
+def test_attention_that_is_causal_by_its_config(tmp_path):
+    def up_to_2_9(config):
+        layer = next(each for each in config["config"]["layers"] if each["name"] == "dot_product")
+        for tensor in layer["inbound_nodes"][0]:
+            layer["config"]["causal"] = tensor[3].pop("use_causal_mask")
+        return config
+
+    assert_as_written(with_config(tmp_path / "old.h5", "attention", up_to_2_9), "attention")
+
+
+@pytest.mark.parametrize("name", ["attention", "sequential"])
+def test_what_keras_3_computes_otherwise_is_refused(name, tmp_path):
+    def harder(config):
+        activation = r'(activation": ")(sigmoid|relu)'
+        return json.loads(re.sub(activation, r"\1hard_sigmoid", json.dumps(config)))
+
+    line = refusal(load_saved_model, with_config(tmp_path / "old.h5", name, harder))
+    assert re.search(r"has the hard_sigmoid of Keras 2.*Rescaling\(0.2, 0.5\) and ReLU", line)
 
 
 GONE = {"Conv2D": "LocallyConnected2D", "MaxPooling2D": "RandomHeight"}

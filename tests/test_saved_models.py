@@ -4,6 +4,7 @@ classes that --import makes known."""
 import errno
 import json
 import pickle
+import re
 import shutil
 import sys
 import zipfile
@@ -14,7 +15,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from helpers import error, head, noise, shake, small, textbook
+from helpers import Projector, error, head, noise, shake, small, textbook
 from keras import layers as kl
 from runs import CAT, refusal
 from test_googlenet import GOOGLENET, Trap
@@ -23,7 +24,9 @@ from test_keras2 import FILES, assert_as_written, with_config
 import cnnvis
 import utils
 from cnnvis import graph, networks, saved_models
+from cnnvis.gradcam_figures import reinitialise
 from cnnvis.saved_models import is_saved_network, load_saved_model
+from deconvnet_vgg import deconvnet
 from gradcam_vgg import grad_cam
 
 
@@ -219,6 +222,98 @@ def test_hdf5_does_not_keep_operations(tmp_path, name):
     load_saved_model(tmp_path / "mine.keras")
     line = refusal(load_saved_model, tmp_path / "mine.h5")
     assert f"«{name}" in line and "save the network as .keras" in line and "--import" not in line
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_attention_by_keyword_and_initial_states(tmp_path, ending):
+    inputs = keras.Input((8, 8, 3))
+    x = kl.Reshape((16, 12))(kl.Conv2D(12, 3, 2, "same", name="conv")(inputs))
+    y = kl.MultiHeadAttention(2, 3)(kl.Attention()([x, x]), key=x, value=x, use_causal_mask=True)
+    y = kl.GRU(4)(y, initial_state=kl.Dense(4)(kl.GlobalMaxPooling1D()(x)))
+    model, x = shake(keras.Model(inputs, head()(y))), noise(1, 8, 8, 3)
+    model.save(tmp_path / f"mine{ending}")
+    loaded = load_saved_model(tmp_path / f"mine{ending}")
+    for network in (loaded, cnnvis.open_network(loaded)):
+        assert error(network(x), model(x)) < 1e-5
+
+
+def adapted(how, alpha=None, before_head=()):
+    """A network with LoRA, quantised, both, or neither."""
+    stack = [kl.Conv2D(6, 3, activation="relu", name="conv"), kl.Dense(7, "relu", name="dense")]
+    model = keras.Sequential([keras.Input((12, 12, 3)), *stack, *before_head, kl.Flatten(), head()])
+    for layer in model.layers:
+        if "lora" in how and hasattr(layer, "enable_lora"):
+            layer.enable_lora(2, lora_alpha=alpha)
+    shake(model)
+    for mode in {"int8", "int4", "float8"} & set(how.split()):
+        model.quantize(mode)
+    return model
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+@pytest.mark.parametrize("how", ["int8", "int4", "lora", "lora int8"])
+def test_quantised_networks_and_lora_are_drawn_as_loaded(tmp_path, how, ending):
+    model = adapted(how)
+    model.save(tmp_path / f"mine{ending}")
+    loaded = load_saved_model(tmp_path / f"mine{ending}")
+    opened, x, layers = cnnvis.open_network(loaded), noise(1, 12, 12, 3), ["conv", "dense"]
+    maps, logits = grad_cam(opened, x, layers, [0, 2])
+    assert error(logits, loaded(x)[0]) < 1e-5
+    for layer in layers:
+        assert error(maps[layer], textbook(loaded, x, layer, [0, 2])[0]) < 1e-4
+    projected = Projector(loaded, x).project("dense", [1, 2], "all", "deconvnet")
+    assert error(deconvnet(opened, x, "dense", [1, 2], "all"), projected) < 1e-4
+    control = reinitialise(0, opened)
+    assert grad_cam(control, x, ["conv"], [0])[0]["conv"].any()
+
+
+def test_a_copy_has_the_scale_of_lora():
+    model, x = adapted("lora", alpha=16), noise(1, 12, 12, 3)
+    assert error(cnnvis.open_network(model)(x), model(x)) < 1e-5
+
+
+PRECISIONS = ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"]
+
+
+@pytest.mark.parametrize("how", PRECISIONS)
+def test_networks_of_other_precisions_are_drawn_in_float32(tmp_path, how):
+    policy = keras.DTypePolicy(how)
+    deep = kl.TimeDistributed(kl.Dense(5, dtype=policy), dtype=policy, name="deep")
+    adapted("", before_head=[deep]).save(tmp_path / "mine.keras")
+    loaded, x = load_saved_model(tmp_path / "mine.keras"), noise(1, 12, 12, 3)
+    opened = cnnvis.open_network(loaded)
+    assert error(opened(x), np.float32(loaded(x))) < 1e-2
+    deep = opened.get_layer("deep")
+    assert deep.compute_dtype == deep.layer.compute_dtype == "float32"
+
+
+def quantised_attention():
+    inputs = keras.Input((12, 12, 3))
+    rows = kl.Reshape((144, 3))(inputs)
+    scores = head()(kl.Flatten()(kl.MultiHeadAttention(2, 3)(rows, rows)))
+    model = keras.Model(inputs, scores)
+    model.quantize("int8")
+    return model
+
+
+LOST = {  # files: the network in them, what the line says
+    "float8.keras": (lambda: adapted("float8"), "is quantised to float8.*before quantize"),
+    "float8.h5": (lambda: adapted("float8"), "is quantised to float8.*before quantize"),
+    "heads.keras": (quantised_attention, "is quantised to int8.*before quantize"),
+    "heads.h5": (quantised_attention, "is quantised to int8.*before quantize"),
+    "lora.h5": (lambda: adapted("lora", alpha=16), "lora_alpha=16, .*save the network as .keras"),
+    "half.h5": (
+        lambda: adapted("", before_head=[kl.Dense(4, dtype="bfloat16")]),
+        "its numbers are bfloat16: save the network as .keras",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_keras_does_not_read_back_or_differentiate(run, name):
+    make, said = LOST[name]
+    make().save(name)
+    assert re.search(said, run(f"gradcam_vgg {CAT} --preprocess none --weights", name).error())
 
 
 class Mine(keras.Model):
