@@ -5,13 +5,10 @@ Every worker runs the same command; collectives gather what figures over all pho
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import io
-import itertools
 import os
 import pickle
-import re
 import shutil
 import socket
 import threading
@@ -43,14 +40,12 @@ def read_resolver() -> Any:
             resolver = resolvers.TFConfigClusterResolver()
         elif shutil.which("nvidia-smi"):
             resolver = resolvers.SlurmClusterResolver()
-        else:  # it divides by the number of GPUs: it is given one a task, which is then left out
-            count = int(os.environ["SLURM_STEP_NUM_TASKS"])
-            slurm = resolvers.SlurmClusterResolver(None, 8888, count, 1, auto_set_gpu=False)
+        else:  # it divides by the number of GPUs: it is given some, which are then left out
+            slurm = resolvers.SlurmClusterResolver(None, 8888, 999, 1, auto_set_gpu=False)
             spec = slurm.cluster_spec()  # which finds the own task
             own = ("", *slurm.get_task_info(), "", {"GPU": 0}, "grpc")
             resolver = resolvers.SimpleClusterResolver(spec, *own)
-        count = len(resolver.cluster_spec().as_dict().get("worker", []))
-        if resolver.task_type == "worker" and 0 <= resolver.task_id < count:
+        if resolver.task_id in range(len(resolver.cluster_spec().job_tasks("worker"))):
             return resolver
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"the cluster cannot be read: {error}") from error
@@ -73,21 +68,18 @@ class Cluster:
         """Wait for the other workers. It comes before any other operation of TensorFlow."""
         resolver = read_resolver()
         self.index = resolver.task_id
-        self.addresses = resolver.cluster_spec().as_dict()["worker"]
+        self.addresses = resolver.cluster_spec().job_tasks("worker")
+        self.names = [f"worker {index} ({at})" for index, at in enumerate(self.addresses)]
         self.others = [index for index in range(len(self.addresses)) if index != self.index]
-        self.lost = ""  # who does not answer any more
+        self.lost = []  # those that do not answer any more
         self.wait_for_others()
         kinds = tf.distribute.experimental
         ring = kinds.CommunicationOptions(implementation=kinds.CommunicationImplementation.RING)
         try:
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, ring)
         except (tf.errors.OpError, RuntimeError) as error:  # such as a port that is taken
-            raise UserError(f"{self.name(self.index)} cannot join the cluster: {error}") from error
+            raise UserError(f"{self.names[self.index]} cannot join the cluster: {error}") from error
         threading.Thread(target=self.watch, daemon=True).start()
-
-    def name(self, index: int) -> str:
-        """A worker, for a message."""
-        return f"worker {index} ({self.addresses[index]})"
 
     def share(self, items: Sequence) -> list:
         """Every n-th of some items: those of this worker."""
@@ -104,41 +96,44 @@ class Cluster:
         try:
             with socket.create_server(("", port)):
                 while missing and time.monotonic() < ends:
-                    missing = [*itertools.filterfalse(self.answers, missing)]
                     time.sleep(0.2)
+                    missing = self.silent()
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            raise UserError(f"{self.name(self.index)} cannot open its port: {reason}") from error
+            raise UserError(f"{self.names[self.index]} cannot open its port: {reason}") from error
         if missing:
-            raise UserError(f"no answer from {', '.join(map(self.name, missing))}")
+            missing = [self.names[index] for index in missing]
+            raise UserError(f"no answer from {', '.join(missing)}")
+
+    def silent(self) -> list[int]:
+        """The other workers that accept no connection."""
+        silent = []
+        for index in self.others:
+            host, _, port = self.addresses[index].rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            except OSError:
+                silent.append(index)
+        return silent
 
     def watch(self) -> None:
         """Find out in a thread whether every other worker still answers."""
         misses = dict.fromkeys(self.others, 0)
         while not self.lost:
             time.sleep(WATCH_SECONDS)
-            for index in self.others:
-                misses[index] = 0 if self.answers(index) else misses[index] + 1
-                if misses[index] >= MISSES:
-                    self.lost = self.name(index)
+            silent = self.silent()
+            misses = {index: (count + 1) * (index in silent) for index, count in misses.items()}
+            self.lost = [index for index in silent if misses[index] >= MISSES]
 
-    def answers(self, index: int) -> bool:
-        """Whether TensorFlow's server of a worker accepts connections."""
-        host, _, port = self.addresses[index].rpartition(":")
-        with contextlib.suppress(OSError):
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return True
-        return False
-
-    def silent(self) -> list[str]:
-        """The workers that do not answer."""
-        missing = itertools.filterfalse(self.answers, self.others)
-        return [*map(self.name, missing)] or ["another worker"]
+    def loss(self) -> str:
+        """What is said of lost workers."""
+        who = ", ".join(self.names[index] for index in self.lost) or "another worker"
+        return f"{who} ended: its share of the photographs is missing"
 
     def check(self) -> None:
         """UserError where another worker is lost."""
         if self.lost:
-            raise UserError(f"{self.lost} ended: its share of the photographs is missing")
+            raise UserError(self.loss())
 
     # --- gathering ---
 
@@ -151,10 +146,8 @@ class Cluster:
             sizes = self.collect(np.array([len(content)], np.int32))
             parts = np.split(self.collect(content), np.cumsum(sizes)[:-1])
         except tf.errors.OpError as error:
-            tasks = map(int, re.findall(r"/job:worker/replica:\d+/task:(\d+)", str(error)))
-            named = [self.name(index) for index in tasks if index in self.others]
-            self.lost = self.lost or [*named, *self.silent()][0]
-        self.check()
+            self.lost = self.lost or self.silent()
+            raise UserError(self.loss()) from error
         return [Unpickler(io.BytesIO(part.tobytes())).load() for part in parts]
 
     def collect(self, values: np.ndarray) -> np.ndarray:
@@ -179,5 +172,5 @@ def join(options: argparse.Namespace, paths: Sequence) -> Cluster:
         if other != first:
             what = f"see different photographs: {first[0][0]} and {other[0][0]}, or other names"
             what = "have different options" if other[0] == first[0] else what
-            raise UserError(f"{cluster.name(0)} and {cluster.name(index)} {what}")
+            raise UserError(f"{cluster.names[0]} and {cluster.names[index]} {what}")
     return cluster
