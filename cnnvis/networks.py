@@ -10,7 +10,6 @@ import contextlib
 import fnmatch
 import functools
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from cnnvis.logits import open_with_kind, probabilities
 from cnnvis.runtime import abbreviate, keras, log, quiet
 from cnnvis.saved_models import explain_error, import_code, is_loading_error, load_saved_model
 from cnnvis.segmentation import PixelNetwork, is_segmentation, layers_down_and_up, pixel_network
+from cnnvis.shell import write_stdout
 from utils import (
     ClassNames,
     Selection,
@@ -382,5 +382,8 @@ def own_preprocessing(model: Any) -> str:
 def print_layers(options: argparse.Namespace, network: Network) -> int:
     """Print the names that --layers accepts on stdout; return the exit code."""
     names = named_layers(network.model, units=options.draws_units)
-    print(*names, sep="\n", file=sys.__stdout__)
+    text = "".join(f"{name}\n" for name in names)
+    reason = write_stdout(text.encode("utf-8", "backslashreplace"))
+    if reason:
+        log(f"the names of layers cannot be written to stdout ({reason})")
     return 0

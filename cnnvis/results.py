@@ -5,7 +5,6 @@ Names are a pure function of the run. What a figure shows is not in here."""
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import glob
 import hashlib
@@ -13,7 +12,6 @@ import io
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ from PIL import Image, PngImagePlugin
 
 from cnnvis.pages import Bar, make_page, matplotlib_defaults
 from cnnvis.runtime import log, log_once
+from cnnvis.shell import write_stdout
 from utils import UserError
 
 JPEG_LIMIT = 65500  # pixels: the largest height that libjpeg allows
@@ -206,13 +205,9 @@ def write_whole(path: Path, fill: Callable) -> None:
 
 
 def list_file(path: Path) -> None:
-    """Print the path of a file on stdout at once, since its reader may close the pipe early."""
-    try:
-        if sys.__stdout__ is None:  # closed at the start: 1 may be another file by now
-            raise OSError(errno.EBADF, "")
-        os.write(1, os.fsencode(path) + b"\n")
-    except OSError as error:
-        reason = os.strerror(error.errno)
+    """Print the path of a file on stdout."""
+    reason = write_stdout(os.fsencode(path) + b"\n")
+    if reason:
         log_once(f"the list of files cannot be written to stdout ({reason}): the files are written")
 
 

@@ -139,20 +139,3 @@ def test_long_names_are_shortened_and_stay_apart_and_are_known_again(read):
         result.write([Drawing(picture=PATTERN, suffix=suffix) for suffix in suffixes])
         assert result.is_drawn()
     assert len(list(Path("results").iterdir())) == 8
-
-
-def test_a_list_of_files_that_cannot_be_written_is_one_line(read, monkeypatch, capsys):
-    """stdout is full, or its reader is gone: the pictures are written all the same."""
-    runtime.log_once.cache_clear()
-    options = read(VGG, "photo.png")
-
-    def fail(number, data):
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    monkeypatch.setattr(os, "write", fail)
-    result_of(options, "photo.png").write(
-        [Drawing(picture=PATTERN, suffix=f"_{k}") for k in (1, 2)]
-    )
-    assert len(list(Path("results").iterdir())) == 2
-    monkeypatch.undo()
-    assert capsys.readouterr().err.count("cannot be written to stdout") == 1
