@@ -128,7 +128,7 @@ def open_network_for(options: argparse.Namespace, spec: ModelSpec, photos: Any) 
     with quiet():
         keras.utils.set_random_seed(options.seed)  # the first operation starts the devices
     if options.weights.saved:
-        return open_saved(options, spec, photos.subfolders)
+        return open_saved(options, spec, photos)
     has_names = options.layers != ["all"] or options.kernels.indices
     if has_names or options.list_layers:  # wrong names are reported before weights are fetched
         untrained = own_network(options, spec, spec.build(None))
@@ -212,7 +212,7 @@ def own_network(options: argparse.Namespace, spec: ModelSpec, model: Any) -> Net
     return replace(network, heading=f"{spec.label}, {len(known)} classes")
 
 
-def open_saved(options: argparse.Namespace, spec: ModelSpec, subfolders: list) -> Network:
+def open_saved(options: argparse.Namespace, spec: ModelSpec, photos: Any) -> Network:
     """The Network that is read from a saved network's file."""
     path = options.weights.path
     if options.import_:
@@ -236,14 +236,23 @@ def open_saved(options: argparse.Namespace, spec: ModelSpec, subfolders: list) -
         log(f"{path.name}: its softmax or sigmoid cannot be removed: the maps explain log p")
     if is_segmentation(opened):
         leave_out_figures(options)
-        subfolders = []  # a photograph is of no single class
-    count = opened.outputs[0].shape[-1]
-    classes = read_classes(options.labels, count)
-    if not options.labels and len(subfolders) == count != 1000:  # as image_dataset_from_directory
-        named = abbreviate(subfolders)
-        log(f"its classes are the sub-folders in sorted order: {named}; --labels names others")
-        classes = ClassNames([""] * count, list(subfolders))
+    classes = name_classes(options, photos, opened)
     return select_parts(options, spec, opened, options.name or path.stem, classes, kind)
+
+
+def name_classes(options: argparse.Namespace, photos: Any, model: Any) -> ClassNames:
+    """The ClassNames of a saved network: by --labels, or by the sub-folders of the photographs."""
+    labels, count = options.labels, model.outputs[0].shape[-1]
+    by_photos = not labels and count != 1000 and not is_segmentation(model)
+    folders = []
+    if by_photos or os.path.isdir(labels):
+        folders = photos.class_folders(count, labels)
+    if len(folders) != count:
+        return read_classes(labels, count)
+    if by_photos:
+        named = abbreviate(folders)
+        log(f"its classes are the sub-folders in sorted order: {named}; --labels names others")
+    return ClassNames([""] * count, folders)
 
 
 def leave_out_figures(options: argparse.Namespace) -> None:
