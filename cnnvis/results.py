@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from utils import UserError
 JPEG_LIMIT = 65500  # pixels: the largest height that libjpeg allows
 NAME_LIMIT = 170  # bytes of a file name of at most 255: photographs and network
 STEM_LIMIT = 230  # figure and suffix too; `.EXTENSION` and what hides a part of a file follow
+ENDS = 50_000  # bytes at the start or end of a file that hold its metadata
 QUALITY = 92  # of JPEGs
 
 
@@ -70,14 +71,20 @@ class Result:
         settings.pop("figures", None)  # one figure does not depend on the others
         figure = {"script": self.options.script, "figure": self.figure}
         names = [path.name for path in self.paths[:9]]
-        photos = {"network": self.network.name, "photographs": names, "album": self.photo_digest}
-        return {**figure, **photos, **settings}
+        photos = {"photographs": names, "album": self.photo_digest}
+        network = {"network": self.network.name, "origin": self.origin}
+        return {**figure, **network, **photos, **settings}
 
     @functools.cached_property
     def photo_digest(self) -> str:
         """Twelve hex digits of the photographs that were asked for."""
-        resolved = "\n".join(str(path.resolve()) for path in self.arguments or self.paths)
-        return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
+        return digest_of_paths(self.arguments or self.paths)
+
+    @functools.cached_property
+    def origin(self) -> str:
+        """Twelve hex digits that tell networks of one name apart: of where the file is, if any."""
+        path = self.options.weights.path
+        return digest_of_paths([path] if path else [])
 
     @functools.cached_property
     def digest(self) -> str:
@@ -85,7 +92,8 @@ class Result:
         named = [getattr(self.options, name, "") for name in ("labels", "boxes", "mask")]
         files = [*self.paths, self.options.weights.path, *named]
         stamps = [os.stat(path).st_mtime_ns for path in files if path and os.path.exists(path)]
-        text = json.dumps([self.settings, stamps], default=str)
+        settings = {key: value for key, value in self.settings.items() if key != "origin"}
+        text = json.dumps([settings, stamps], default=str)
         return hashlib.sha1(text.encode()).hexdigest()
 
     @property
@@ -114,11 +122,22 @@ class Result:
                 wanted = int(counted[1]) if counted else 1
         return existing >= wanted
 
+    def report_overwritten(self, drawings: Sequence[Drawing]) -> None:
+        """Report once a run that files of another network of the same name are written over."""
+        for drawing in drawings:
+            extension = self.extension if drawing.table is None else "csv"
+            if read_origin(self.path(extension, drawing.suffix)) not in (None, self.origin):
+                saved = "--name gives this one another name"
+                advice = saved if self.options.weights.saved else "--output gives another folder"
+                what = f"results of another network named {self.network.name} are overwritten"
+                log_once(f"{self.options.output}: {what}; {advice}")
+
     # --- writing ---
 
     def write(self, drawings: Drawing | Iterable[Drawing]) -> None:
         """Write the files of a figure, the arrays of each before its picture."""
         drawings = [drawings] if isinstance(drawings, Drawing) else list(drawings)
+        self.report_overwritten(drawings)
         for drawing in drawings:
             if drawing.table is not None:
                 table = drawing.table.encode("utf-8")
@@ -157,6 +176,27 @@ class Result:
         save = save_page if isinstance(page, Figure) else save_pixels
         fill = functools.partial(save, page=page, extension=extension, about=about)
         write_whole(self.path(extension, suffix), fill)
+
+
+def digest_of_paths(paths: Sequence[Path]) -> str:
+    """Twelve hex digits of resolved paths."""
+    resolved = "\n".join(str(path.resolve()) for path in paths)
+    return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def read_origin(path: Path) -> str | None:
+    """The `origin` of a file of results, from its first or last bytes; None where it has none."""
+    if not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            content = file.read(ENDS)
+            file.seek(max(ENDS, path.stat().st_size - ENDS))  # where a PDF has its metadata
+            content += file.read()
+    except OSError:
+        return None
+    origin = re.search(rb"origin\W{1,5}([0-9a-f]{12})\b", content)
+    return origin[1].decode() if origin else None
 
 
 def save_page(file: io.BytesIO, page: Figure, extension: str, about: str) -> None:
