@@ -19,8 +19,10 @@ from cnnvis import networks, results, runtime
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_ctrl_c_while_a_script_starts_is_one_line(script, tmp_path, listening):
+    (tmp_path / "sitecustomize.py").write_text("import os; os.write(1, b'the script is next\\n')")
     for delay in (0.1, 0.3, 0.6):  # NumPy, OpenCV and matplotlib, then h5py and the options
-        with start(script, "--weights random", cwd=tmp_path) as process:
+        with start(script, "--weights random", cwd=tmp_path, PYTHONPATH=str(tmp_path)) as process:
+            process.stdout.readline()
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
