@@ -16,8 +16,10 @@ INTERRUPTED = 130  # the exit code after Ctrl-C
 def exit_on_interrupt() -> None:
     """Let Ctrl-C end the process at once, with one line: while it starts nothing is half done.
 
-    A signal that is ignored, as in the background of a shell script, stays ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    A signal that is ignored, as in the background of a shell script, stays ignored. Where a person
+    goes on after the script, as after %run in IPython, nothing changes."""
+    is_interactive = hasattr(sys, "ps1") or sys.flags.interactive
+    if not is_interactive and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, exit_at_once)
 
 

@@ -30,10 +30,11 @@ def test_ctrl_c_while_a_script_starts_is_one_line(script, tmp_path, listening):
 
 
 OTHERS = {  # code of other programs: how they take Ctrl-C
-    "import gradcam_vgg, deconvnet_vgg, cnnvis": "default_int_handler",
-    "import gradcam_vgg, cnnvis.runtime as r; r.run(lambda: 0)": "default_int_handler",
+    "import gradcam_vgg, deconvnet_vgg, cnnvis": "default_int",
+    "import gradcam_vgg, cnnvis.runtime as r; r.run(lambda: 0)": "default_int",
     "from cnnvis import shell; shell.exit_on_interrupt()": "exit_at_once",
     "from cnnvis import shell, runtime as r; shell.exit_on_interrupt(); r.run(str)": "exit_at_once",
+    "from cnnvis import shell; shell.sys.ps1 = ''; shell.exit_on_interrupt()": "default_int",
     "s.signal(2, s.SIG_IGN); from cnnvis import shell; shell.exit_on_interrupt()": "SIG_IGN",
 }
 
