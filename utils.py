@@ -360,8 +360,8 @@ def decode_text(data: bytes) -> str:
 
 
 def sub_folders(folder: str | Path) -> list[str]:
-    """The names of a folder's sub-folders, sorted, without hidden ones."""
-    return sorted(each.name for each in Path(folder).glob("[!.]*/") if each.is_dir())
+    """The names of a folder's sub-folders, sorted, without hidden ones and macOS's."""
+    return sorted({sub.name for sub in Path(folder).glob("[!.]*/") if sub.is_dir()} - {"__MACOSX"})
 
 
 def decode_predictions(predictions: np.ndarray, top: int = 5) -> list[list[tuple]]:

@@ -2,6 +2,7 @@
 
 Modules import downwards only, in this order:
 
+shell               Ctrl-C and stdout; imports nothing slow
 runtime             lazy Keras and TensorFlow, exit codes, messages, progress
 keras2              configs of Keras 2, converted for Keras 3
 pages               tiles and pages of pictures
@@ -24,7 +25,19 @@ gradcam_figures, deconvnet_figures              a function a figure, and the reg
 
 In a notebook: `open_network`, `layer_geometries`, and `utils` beside this package."""
 
-from cnnvis.geometry import layer_geometries
-from cnnvis.logits import open_network
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnvis.geometry import layer_geometries
+    from cnnvis.logits import open_network
 
 __all__ = ["layer_geometries", "open_network"]
+MODULES = {"layer_geometries": "cnnvis.geometry", "open_network": "cnnvis.logits"}
+
+
+def __getattr__(name: str) -> Any:
+    """What a notebook needs, imported when it is used: scripts import shell before all else."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(MODULES[name]), name)

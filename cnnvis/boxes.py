@@ -5,6 +5,7 @@ other. Heat maps are computed elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -17,10 +18,11 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cnnvis.pages import Tile, matplotlib_defaults, render
-from cnnvis.runtime import abbreviate, log
-from utils import ClassNames, UserError, decode_text
+from cnnvis.runtime import abbreviate, log, log_once
+from utils import PHOTO_FORMATS, ClassNames, UserError, decode_text
 
 BOX_COLUMNS = ("photo", "class", "x0", "y0", "x1", "y1")
 SCORES = ("IoU ≥ 0.5", "mean IoU", "pointing, 15 pixels", "pointing", "heat inside")
@@ -29,6 +31,8 @@ TRUE_BOX_COLOUR = (0, 200, 70)  # green
 LARGEST_COORDINATE = 1e6  # pixels; a larger one is a mistake
 LONGEST_CELL = 4000  # characters
 TOLERANCE = 15  # pixels of the pointing game
+SEVERAL = 3  # photographs, at least, whose boxes may look like percent
+MUCH_LARGER = 200  # pixels: sides of photographs on which they do
 
 
 class Box(NamedTuple):
@@ -43,6 +47,11 @@ class Box(NamedTuple):
     def size(self) -> np.ndarray:
         """Height and width."""
         return np.array([self.y1 - self.y0, self.x1 - self.x0])
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the numbers are corners: 0 <= x0 < x1, 0 <= y0 < y1."""
+        return 0 <= self.x0 < self.x1 and 0 <= self.y0 < self.y1
 
     def iou(self, other: Box) -> float:
         """Intersection over union, 0 to 1."""
@@ -64,36 +73,44 @@ def read_boxes(path: str | Path) -> dict[Path, dict[str, list[Box]]]:
         raise UserError(f"--boxes {path}: there is no such file")
     text = decode_text(path.read_bytes()).replace("\0", "\N{REPLACEMENT CHARACTER}")
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    boxes, wrong = {}, []
+    folder, boxes, read = folder_of(path), {}, {}
     try:
         if set(BOX_COLUMNS) - set(rows.fieldnames or ()):
             raise UserError(f"{path}: its first line must name {','.join(BOX_COLUMNS)}")
         for row in rows:
-            box = parse_box(row)
-            if not box:
-                wrong.append(str(rows.line_num))
-                continue
-            of_photo = boxes.setdefault(normalize_path(path.parent / row["photo"]), {})
-            of_photo.setdefault(row["class"].strip(), []).append(box)
+            box = read[rows.line_num] = parse_box(row)
+            if box and box.is_ordered:
+                of_photo = boxes.setdefault(normalize_path(folder / row["photo"]), {})
+                of_photo.setdefault(row["class"].strip(), []).append(box)
     except csv.Error as error:  # a cell of more than 131,072 characters
         raise UserError(f"{path}, line {rows.line_num + 1}: {error}") from error
-    if wrong:
-        expected = "expected are a photo, a class, and pixels 0 <= x0 < x1, 0 <= y0 < y1"
-        raise UserError(f"{path}: no box in line {abbreviate(wrong)}: {expected}")
-    check_pixels(path, boxes)
+    check_pixels(path, read)
     return boxes
 
 
-def check_pixels(path: Path, boxes: dict) -> None:
-    """UserError where all coordinates of a file are at most 1."""
-    by_class = itertools.chain.from_iterable(of_photo.values() for of_photo in boxes.values())
-    coordinates = np.ravel(list(itertools.chain.from_iterable(by_class)))
-    if coordinates.size and coordinates.max() <= 1:
+def folder_of(path: Path) -> Path:
+    """What the paths in a file are relative to: its folder; of a pipe, <(…), the current one."""
+    return Path() if os.path.abspath(path).startswith(("/dev/", "/proc/")) else path.parent
+
+
+def check_pixels(path: Path, read: dict[int, Box | None]) -> None:
+    """UserError where a line of a file has no box, or all coordinates are at most 1.
+
+    read: {line: four numbers as a Box, in whatever order, or None}."""
+    numbers = [box for box in read.values() if box]
+    if numbers and np.max(numbers) <= 1:
         raise UserError(f"{path}: its boxes are shares of the photograph, 0 to 1: pixels expected")
+    wrong = [line for line, box in read.items() if not (box and box.is_ordered)]
+    if not wrong:
+        return
+    have_size = [read[line] and min(read[line]) >= 0 < min(read[line][2:]) for line in wrong]
+    hint = " (two corners, not a corner with width and height)" if all(have_size) else ""
+    expected = f"expected are a photo, a class, and pixels 0 <= x0 < x1, 0 <= y0 < y1{hint}"
+    raise UserError(f"{path}: no box in line {abbreviate(list(map(str, wrong)))}: {expected}")
 
 
 def parse_box(row: dict) -> Box | None:
-    """The Box of a row {column: text}, or None where the row has none."""
+    """The numbers of a row {column: text} as a Box, or None where there are none."""
     cells = [row[column] or "" for column in BOX_COLUMNS]  # None: the row is too short
     photo, name = cells[0], cells[1].strip()
     if None in row or max(map(len, cells)) > LONGEST_CELL:  # the key None: a comma too many
@@ -103,8 +120,7 @@ def parse_box(row: dict) -> Box | None:
     except ValueError:
         return None
     is_named = photo and name and "\N{REPLACEMENT CHARACTER}" not in photo
-    is_ordered = 0 <= box.x0 < box.x1 and 0 <= box.y0 < box.y1
-    return box if is_named and is_ordered and max(box) <= LARGEST_COORDINATE else None
+    return box if is_named and max(map(abs, box)) <= LARGEST_COORDINATE else None
 
 
 def normalize_path(path: Path) -> Path:
@@ -137,7 +153,28 @@ def find_true_boxes(
     others = [path.name for path in read if path not in drawn]
     if others:
         log(f"{name}: photographs that are not drawn here: {abbreviate(others)}")
+    warn_percent(name, found)
     return found
+
+
+def warn_percent(name: str, found: dict[Path, dict[int, list[Box]]]) -> None:
+    """Report boxes of several photographs that look like percent: pixels in one corner do, too."""
+    by_class = itertools.chain.from_iterable(by_index.values() for by_index in found.values())
+    _, ends = np.split(np.array(list(itertools.chain.from_iterable(by_class))), 2, axis=1)
+    looks_so = ends.max() <= 100 and (ends.max(axis=0) > 50).all()
+    if len(found) < SEVERAL or not looks_so:
+        return
+    sizes = []
+    for path in found:
+        with (
+            contextlib.suppress(OSError, ValueError, SyntaxError),
+            Image.open(path, formats=PHOTO_FORMATS) as image,
+        ):
+            sizes.append(image.size)
+    if len(sizes) >= SEVERAL and np.min(sizes) >= MUCH_LARGER:
+        width, height = np.min(sizes, axis=0)
+        seen = f"no box ends beyond 100, on photographs of at least {width} x {height} pixels"
+        log_once(f"{name}: {seen}: if they are in percent, convert them to pixels")
 
 
 def index_classes(named: dict, classes: ClassNames, unknown: dict) -> dict[int, list[Box]]:

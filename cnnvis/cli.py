@@ -23,6 +23,7 @@ import numpy as np
 from cnnvis.boxes import read_boxes
 from cnnvis.runtime import log
 from cnnvis.saved_models import Weights, is_saved_network, refuse_foreign
+from cnnvis.shell import write_stdout
 from utils import (
     COLORMAPS,
     FITS,
@@ -182,10 +183,9 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
-        try:
-            os.write(1, self.format_help().encode(encoding, "replace"))
-        except OSError as error:  # stdout is closed, or its disk is full
-            log(f"the help cannot be written to stdout ({os.strerror(error.errno)})")
+        reason = write_stdout(self.format_help().encode(encoding, "replace"))
+        if reason:
+            log(f"the help cannot be written to stdout ({reason})")
 
 
 def as_typed(name: str, constant: Any) -> str:

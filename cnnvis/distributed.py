@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnvis.runtime import tf
+from cnnvis.runtime import quiet, tf
 from utils import UserError
 
 WAIT_SECONDS = 60  # for the other workers to start
@@ -76,7 +76,8 @@ class Cluster:
         kinds = tf.distribute.experimental
         ring = kinds.CommunicationOptions(implementation=kinds.CommunicationImplementation.RING)
         try:
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, ring)
+            with quiet():  # TensorFlow up to 2.20 logs that it connects
+                self.strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, ring)
         except (tf.errors.OpError, RuntimeError) as error:  # such as a port that is taken
             raise UserError(f"{self.names[self.index]} cannot join the cluster: {error}") from error
         threading.Thread(target=self.watch, daemon=True).start()

@@ -235,7 +235,7 @@ class TableCollector:
         figure = next(each for each in folder.figures if each.collector is TableCollector)
         what = (folder.options, figure.name, figure.extension, folder.network)
         result = Result(*what, tuple(photos.paths), photos.name, photos.arguments)
-        return f"{result.photo_digest} {result.digest}"
+        return f"{result.photo_digest} {result.digest} origin {result.origin}"
 
 
 def class_cells(

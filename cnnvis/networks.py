@@ -10,7 +10,6 @@ import contextlib
 import fnmatch
 import functools
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from cnnvis.logits import open_with_kind, probabilities
 from cnnvis.runtime import abbreviate, keras, log, quiet
 from cnnvis.saved_models import explain_error, import_code, is_loading_error, load_saved_model
 from cnnvis.segmentation import PixelNetwork, is_segmentation, layers_down_and_up, pixel_network
+from cnnvis.shell import write_stdout
 from utils import (
     ClassNames,
     Selection,
@@ -130,7 +130,7 @@ def open_network_for(options: argparse.Namespace, spec: ModelSpec, photos: Any) 
     with quiet():
         keras.utils.set_random_seed(options.seed)  # the first operation starts the devices
     if options.weights.saved:
-        return open_saved(options, spec, photos.subfolders)
+        return open_saved(options, spec, photos)
     has_names = options.layers != ["all"] or options.kernels.indices
     if has_names or options.list_layers:  # wrong names are reported before weights are fetched
         untrained = own_network(options, spec, spec.build(None))
@@ -214,7 +214,7 @@ def own_network(options: argparse.Namespace, spec: ModelSpec, model: Any) -> Net
     return replace(network, heading=f"{spec.label}, {len(known)} classes")
 
 
-def open_saved(options: argparse.Namespace, spec: ModelSpec, subfolders: list) -> Network:
+def open_saved(options: argparse.Namespace, spec: ModelSpec, photos: Any) -> Network:
     """The Network that is read from a saved network's file."""
     path = options.weights.path
     if options.import_:
@@ -238,14 +238,23 @@ def open_saved(options: argparse.Namespace, spec: ModelSpec, subfolders: list) -
         log(f"{path.name}: its softmax or sigmoid cannot be removed: the maps explain log p")
     if is_segmentation(opened):
         leave_out_figures(options)
-        subfolders = []  # a photograph is of no single class
-    count = opened.outputs[0].shape[-1]
-    classes = read_classes(options.labels, count)
-    if not options.labels and len(subfolders) == count != 1000:  # as image_dataset_from_directory
-        named = abbreviate(subfolders)
-        log(f"its classes are the sub-folders in sorted order: {named}; --labels names others")
-        classes = ClassNames([""] * count, list(subfolders))
+    classes = name_classes(options, photos, opened)
     return select_parts(options, spec, opened, options.name or path.stem, classes, kind)
+
+
+def name_classes(options: argparse.Namespace, photos: Any, model: Any) -> ClassNames:
+    """The ClassNames of a saved network: by --labels, or by the sub-folders of the photographs."""
+    labels, count = options.labels, model.outputs[0].shape[-1]
+    by_photos = not labels and count != 1000 and not is_segmentation(model)
+    folders = []
+    if by_photos or os.path.isdir(labels):
+        folders = photos.class_folders(count, labels)
+    if len(folders) != count:
+        return read_classes(labels, count)
+    if by_photos:
+        named = abbreviate(folders)
+        log(f"its classes are the sub-folders in sorted order: {named}; --labels names others")
+    return ClassNames([""] * count, folders)
 
 
 def leave_out_figures(options: argparse.Namespace) -> None:
@@ -382,5 +391,8 @@ def own_preprocessing(model: Any) -> str:
 def print_layers(options: argparse.Namespace, network: Network) -> int:
     """Print the names that --layers accepts on stdout; return the exit code."""
     names = named_layers(network.model, units=options.draws_units)
-    print(*names, sep="\n", file=sys.__stdout__)
+    text = "".join(f"{name}\n" for name in names)
+    reason = write_stdout(text.encode("utf-8", "backslashreplace"))
+    if reason:
+        log(f"the names of layers cannot be written to stdout ({reason})")
     return 0

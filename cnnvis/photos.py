@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from cnnvis.results import shorten
-from cnnvis.runtime import log
+from cnnvis.runtime import abbreviate, log
 from utils import IMAGE_FOLDER, PHOTO_FORMATS, UserError, load_image, sub_folders
 
 # The last ones are not read, only reported
@@ -94,6 +94,24 @@ class PhotoSet:
     def order(self) -> dict[Path, int]:
         """{path: its place among the photographs}."""
         return {path: place for place, path in enumerate(self.paths)}
+
+    def class_folders(self, count: int, labels: str = "") -> list[str]:
+        """The sub-folders that are a network's classes, sorted: all, as Keras's loaders count them.
+
+        Where these are not `count`, and those with photographs are, those. labels: the folder of
+        the sub-folders; default: the given ones."""
+        folders = sub_folders(labels) if labels else self.subfolders
+        if len(folders) == count or count < 2:  # 1: a number, no class
+            return folders
+        root, subfolder_of = Path(labels), self.subfolder_of
+        if labels:
+            subfolder_of = find_subfolders([root], walk(root))
+        filled = sorted({*folders} & {*subfolder_of.values()})
+        if len(filled) != count:
+            return folders
+        empty = [folder for folder in folders if folder not in filled]
+        log(f"sub-folders without photographs are no classes: {abbreviate(empty)}")
+        return filled
 
     # --- reading ---
 

@@ -5,7 +5,6 @@ Names are a pure function of the run. What a figure shows is not in here."""
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import glob
 import hashlib
@@ -13,8 +12,7 @@ import io
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,13 @@ from PIL import Image, PngImagePlugin
 
 from cnnvis.pages import Bar, Page, make_page, matplotlib_defaults
 from cnnvis.runtime import log, log_once
+from cnnvis.shell import write_stdout
 from utils import UserError
 
 JPEG_LIMIT = 65500  # pixels: the largest height that libjpeg allows
 NAME_LIMIT = 170  # bytes of a file name of at most 255: photographs and network
 STEM_LIMIT = 230  # figure and suffix too; `.EXTENSION` and what hides a part of a file follow
+ENDS = 50_000  # bytes at the start or end of a file that hold its metadata
 QUALITY = 92  # of JPEGs
 
 
@@ -70,14 +70,20 @@ class Result:
         settings.pop("figures", None)  # one figure does not depend on the others
         figure = {"script": self.options.script, "figure": self.figure}
         names = [path.name for path in self.paths[:9]]
-        photos = {"network": self.network.name, "photographs": names, "album": self.photo_digest}
-        return {**figure, **photos, **settings}
+        photos = {"photographs": names, "album": self.photo_digest}
+        network = {"network": self.network.name, "origin": self.origin}
+        return {**figure, **network, **photos, **settings}
 
     @functools.cached_property
     def photo_digest(self) -> str:
         """Twelve hex digits of the photographs that were asked for."""
-        resolved = "\n".join(str(path.resolve()) for path in self.arguments or self.paths)
-        return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
+        return digest_of_paths(self.arguments or self.paths)
+
+    @functools.cached_property
+    def origin(self) -> str:
+        """Twelve hex digits that tell networks of one name apart: of where the file is, if any."""
+        path = self.options.weights.path
+        return digest_of_paths([path] if path else [])
 
     @functools.cached_property
     def digest(self) -> str:
@@ -85,7 +91,8 @@ class Result:
         named = [getattr(self.options, name, "") for name in ("labels", "boxes", "mask")]
         files = [*self.paths, self.options.weights.path, *named]
         stamps = [os.stat(path).st_mtime_ns for path in files if path and os.path.exists(path)]
-        text = json.dumps([self.settings, stamps], default=str)
+        settings = {key: value for key, value in self.settings.items() if key != "origin"}
+        text = json.dumps([settings, stamps], default=str)
         return hashlib.sha1(text.encode()).hexdigest()
 
     @property
@@ -114,11 +121,22 @@ class Result:
                 wanted = int(counted[1]) if counted else 1
         return existing >= wanted
 
+    def report_overwritten(self, drawings: Sequence[Drawing]) -> None:
+        """Report once a run that files of another network of the same name are written over."""
+        for drawing in drawings:
+            extension = self.extension if drawing.table is None else "csv"
+            if read_origin(self.path(extension, drawing.suffix)) not in (None, self.origin):
+                saved = "--name gives this one another name"
+                advice = saved if self.options.weights.saved else "--output gives another folder"
+                what = f"results of another network named {self.network.name} are overwritten"
+                log_once(f"{self.options.output}: {what}; {advice}")
+
     # --- writing ---
 
     def write(self, drawings: Drawing | Iterable[Drawing]) -> None:
         """Write the files of a figure, the arrays of each before its picture."""
         drawings = [drawings] if isinstance(drawings, Drawing) else list(drawings)
+        self.report_overwritten(drawings)
         for drawing in drawings:
             if drawing.table is not None:
                 table = drawing.table.encode("utf-8")
@@ -158,6 +176,27 @@ class Result:
         save = save_pdf if extension == "pdf" else save_pixels
         fill = functools.partial(save, page=page, extension=extension, about=about)
         write_whole(self.path(extension, suffix), fill)
+
+
+def digest_of_paths(paths: Sequence[Path]) -> str:
+    """Twelve hex digits of resolved paths."""
+    resolved = "\n".join(str(path.resolve()) for path in paths)
+    return hashlib.sha1(resolved.encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def read_origin(path: Path) -> str | None:
+    """The `origin` of a file of results, from its first or last bytes; None where it has none."""
+    if not path.is_file():
+        return None
+    try:
+        with open(path, "rb") as file:
+            content = file.read(ENDS)
+            file.seek(max(ENDS, path.stat().st_size - ENDS))  # where a PDF has its metadata
+            content += file.read()
+    except OSError:
+        return None
+    origin = re.search(rb"origin\W{1,5}([0-9a-f]{12})\b", content)
+    return origin[1].decode() if origin else None
 
 
 @matplotlib_defaults()
@@ -203,13 +242,9 @@ def write_whole(path: Path, fill: Callable) -> None:
 
 
 def list_file(path: Path) -> None:
-    """Print the path of a file on stdout at once, since its reader may close the pipe early."""
-    try:
-        if sys.__stdout__ is None:  # closed at the start: 1 may be another file by now
-            raise OSError(errno.EBADF, "")
-        os.write(1, os.fsencode(path) + b"\n")
-    except OSError as error:
-        reason = os.strerror(error.errno)
+    """Print the path of a file on stdout."""
+    reason = write_stdout(os.fsencode(path) + b"\n")
+    if reason:
         log_once(f"the list of files cannot be written to stdout ({reason}): the files are written")
 
 

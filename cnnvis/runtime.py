@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from cnnvis.shell import INTERRUPTED, interrupts_raised
 from utils import UserError
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says: the methods need its tapes
@@ -108,14 +109,14 @@ def run(main: Callable[[], int]) -> int:
     logging.disable(logging.WARNING)  # messages of libraries to programmers
     warnings.simplefilter("ignore")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is the list of files
+        with interrupts_raised(), contextlib.redirect_stdout(sys.stderr):  # stdout lists the files
             return main()
     except (UserError, OSError) as error:  # OSError: a file that cannot be read or written
         log(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         log("stopped")
-        return 130
+        return INTERRUPTED
 
 
 def progress(count: int) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 import functools
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,14 @@ def run(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     return functools.partial(call, tmp_path)
+
+
+@pytest.fixture
+def listening():
+    """Processes that a test starts listen to Ctrl-C, as in a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

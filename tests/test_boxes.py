@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import random_map
+from runs import save_photo
 
 from cnnvis import boxes
 from cnnvis.boxes import Box
 from cnnvis.explanation import GradCamExplanation
 from cnnvis.geometry import stretched_geometry
+from cnnvis.runtime import log_once
 from utils import ClassNames, UserError
 
 SEEDS = range(8)
@@ -102,6 +104,9 @@ ODD = {  # rows of a file whose columns are x0,y0,x1,y1,photo,class, and what th
     f"0,0,3,4,a.jpg,{'7' * 5000}": "no box in line 2",
     f"0,0,3,4,a.jpg,{'c' * 140_000}": "line 2: field larger",
     "0.1,0.2,0.9,1,a.jpg,cat": "pixels expected",
+    "0.5,0.5,0.2,0.3,a.jpg,cat": "pixels expected",  # centre, width and height, as of YOLO
+    "50,60,20,30,a.jpg,cat": "line 2: .* with width and height",
+    "-5,0,3,4,a.jpg,cat": "0 <= y0 < y1$",
 }
 
 
@@ -110,6 +115,29 @@ def test_odd_cells_are_one_line(tmp_path, row):
     (tmp_path / "truth.csv").write_text(f"x0,y0,x1,y1,photo,class\n{row}\n")
     with pytest.raises(UserError, match=ODD[row]):
         boxes.read_boxes(tmp_path / "truth.csv")
+
+
+PERCENT = [(10, 20, 60.5, 90), (0, 0, 100, 100), (5, 5, 9, 9)]
+ALIKE = {  # boxes, a photograph each, of a width: whether they look like percent
+    "percent": (PERCENT, 300, True),
+    "two photographs": (PERCENT[:2], 300, False),
+    "one in pixels": ([*PERCENT, (20, 20, 101, 50)], 300, False),
+    "small ones in a corner": ([(10, 20, 45, 90)] * 5, 300, False),
+    "small photographs": (PERCENT, 128, False),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_boxes_that_look_like_percent_are_reported_once(tmp_path, capsys, name):
+    given, width, is_reported = ALIKE[name]
+    paths = [save_photo(tmp_path / f"{k}.png", size=(width, 250)) for k in range(len(given))]
+    read = {path: {"cat": [Box(*box)]} for path, box in zip(paths, given, strict=True)}
+    log_once.cache_clear()
+    for _ in range(2):  # networks
+        options = SimpleNamespace(boxes="truth.csv", true_boxes=read)
+        assert len(boxes.find_true_boxes(options, ClassNames([""], ["cat"]), paths)) == len(given)
+    err = capsys.readouterr().err
+    assert err.count("\n") == err.count("300 x 250 pixels: if they are in percent") == is_reported
 
 
 def test_unknown_classes_are_left_out_and_accents_compared(tmp_path, capsys):

@@ -30,8 +30,8 @@ OWN = {
     },
 }
 FLOORS = """
-    utils | runtime keras2 | pages graph distributed | geometry saved_models | segmentation | logits
-    | networks occlusion | vgg faithfulness boxes projections | cli results | photos
+    utils shell | runtime keras2 | pages graph distributed | geometry saved_models | segmentation
+    | logits | networks occlusion | vgg faithfulness boxes projections | cli results | photos
     | explanation | activations folder | failures | drawing | gradcam_figures deconvnet_figures"""
 LIMITS = {"utils": 450, "gradcam_googlenet": 400, **dict.fromkeys(GRADCAM[:2], 300)}
 LIMITS |= dict.fromkeys(DECONVNET, 370)

@@ -174,6 +174,40 @@ def test_sub_folders_are_the_classes_of_a_network_without_labels(tmp_path, monke
     assert [ten.named(word) for word in ("0", "1", "10", "2")] == [0, 1, 2, 2]
 
 
+NOT_CLASSES = {  # folders, and which classes the network's four are; None: not told by folders
+    "cross disc square triangle": "cross disc square triangle",
+    "cross disc square thumbs-": "cross disc square thumbs-",  # as Keras counts: it fits
+    "cross disc empty- square triangle thumbs-": "cross disc square triangle",
+    "cross disc square empty- thumbs-": None,
+}
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("names", NOT_CLASSES)
+def test_what_archives_and_notebooks_leave_is_no_class(tmp_path, names, labelled):
+    """Names with a dash are those of folders without a photograph."""
+    classes = NOT_CLASSES[names]
+    for name in [*names.split(), "__MACOSX-", ".ipynb_checkpoints"]:
+        save_photo(tmp_path / "all" / name / ("Thumbs.png" if name[-1] != "-" else "._a.png"))
+    words = ["all", *SHAPES, "--figures", "table"]
+    if labelled:
+        save_photo(tmp_path / "a.png")
+        words = ["a.png", *words[1:], "--labels", "all"]
+    for path in tmp_path.glob("all/*-"):
+        path.rename(path.with_name(path.name.rstrip("-")))
+    log = run(tmp_path, *words, code=2 if labelled and not classes else 0)
+    left_out = "without photographs are no classes: empty, thumbs"
+    assert (left_out in log) == ("empty" in names and bool(classes))
+    if labelled:
+        assert ("all names 5 classes" in log) == (not classes)
+    told = (classes or "").replace("-", "").replace(" ", ", ")
+    assert labelled or (f"in sorted order: {told};" in log) == bool(classes)
+    if classes:
+        table = next(tmp_path.glob("results/*.csv")).read_text()
+        named = {word for row in csv.DictReader(io.StringIO(table)) for word in row.values()}
+        assert {*classes.replace("-", "").split()} <= named
+
+
 def test_one_unit_without_labels_needs_them():
     network = SimpleNamespace(kind="number", label="mine")
     with pytest.raises(utils.UserError, match="--labels"):

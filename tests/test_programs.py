@@ -381,13 +381,11 @@ def assert_whole(folder):
     return len(paths)
 
 
-def test_ctrl_c_is_130_and_leaves_whole_files(many, tmp_path):
-    listening = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell
+def test_ctrl_c_is_130_and_leaves_whole_files(many, tmp_path, listening):
     with many() as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=60)[1]
-    signal.signal(signal.SIGINT, listening)
     assert process.returncode == 130
     assert not [line for line in err.splitlines() if "rror" in line or CHATTER.search(line)]
     assert 1 <= assert_whole(tmp_path / "results") < 60

@@ -96,6 +96,36 @@ def test_names_depend_on_the_run_alone_and_a_later_run_overwrites(read):
         assert written == ["photo_vgg16_overlay_1.jpg", "photo_vgg16_overlay_2.jpg"]
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "pdf", "csv"])
+def test_a_network_whose_namesake_s_results_it_overwrites_is_reported_once(read, capfd, ending):
+    """By every kind of file; --skip-existing does not know where a network's file is."""
+    runtime.log_once.cache_clear()
+    options = read(VGG, "photo.png", "--format", "jpg" if ending == "csv" else ending)
+    digests, reported = set(), []
+    for folder in ("fold1", "fold1", "other/../fold1", "fold2", "fold2", "fold1"):
+        path = Path(folder, "best.keras").resolve()
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (1, 1))
+        options.weights = saved_models.Weights("", path, True)
+        result = result_of(options, "photo.png", network="best")
+        cell = f"settings\n{result.photo_digest} {result.digest} origin {result.origin}\n"
+        for suffix in ("_1", "_2"):
+            page = {"table": cell} if ending == "csv" else {"rows": [[pages.Tile(PATTERN)]]}
+            result.write(Drawing(suffix=suffix, **page))
+        reported.append(capfd.readouterr().err.count("another network named best"))
+        digests.add(result.digest)
+    assert (len(digests), reported) == (1, [0, 0, 0, 1, 0, 0])
+    runtime.log_once.cache_clear()
+    options.weights = saved_models.Weights("random")  # of the script's own network
+    result_of(options, "photo.png", network="best").write(Drawing(suffix="_1", **page))
+    assert "--output gives another folder" in capfd.readouterr().err
+    for content in (b"", b"origin", b"\xff" * 200_000):
+        Path("broken").write_bytes(content)
+        assert results.read_origin(Path("broken")) is None
+    assert results.read_origin(Path("results")) is None
+
+
 @pytest.mark.parametrize("kind", ["page", "pixels"])
 def test_what_is_higher_than_a_jpeg_may_be_is_written_as_png_and_known_again(read, capfd, kind):
     options = read(VGG, "photo.png", "--skip-existing")
@@ -139,20 +169,3 @@ def test_long_names_are_shortened_and_stay_apart_and_are_known_again(read):
         result.write([Drawing(picture=PATTERN, suffix=suffix) for suffix in suffixes])
         assert result.is_drawn()
     assert len(list(Path("results").iterdir())) == 8
-
-
-def test_a_list_of_files_that_cannot_be_written_is_one_line(read, monkeypatch, capsys):
-    """stdout is full, or its reader is gone: the pictures are written all the same."""
-    runtime.log_once.cache_clear()
-    options = read(VGG, "photo.png")
-
-    def fail(number, data):
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    monkeypatch.setattr(os, "write", fail)
-    result_of(options, "photo.png").write(
-        [Drawing(picture=PATTERN, suffix=f"_{k}") for k in (1, 2)]
-    )
-    assert len(list(Path("results").iterdir())) == 2
-    monkeypatch.undo()
-    assert capsys.readouterr().err.count("cannot be written to stdout") == 1
