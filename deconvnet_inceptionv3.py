@@ -9,10 +9,10 @@ et al. 2015, arXiv 1512.00567, as Keras has it. After strided convolutions the D
 in a chequerboard, so guided backpropagation is drawn beside it. `bundled`: convolutions fine-tuned
 from ImageNet by others, see README."""
 
-if __name__ == "__main__":  # first: while the rest is imported, Ctrl-C is one line, too
-    from cnnvis.shell import exit_on_interrupt
+if __name__ == "__main__":  # before NumPy and the rest are imported
+    from cnnvis.shell import prepare_process
 
-    exit_on_interrupt()
+    prepare_process()
 
 import functools
 import sys

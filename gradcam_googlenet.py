@@ -10,10 +10,10 @@ in place of local response normalisation, 3x3 in place of 5x5 convolutions, and 
 classifiers. Weights: their archive, downloaded once, its inception_v1.ckpt, an .npz with the same
 variable names, or `bundled`: those in Image/, of the 81 classes in Image/googlenet_classes.txt."""
 
-if __name__ == "__main__":  # first: while the rest is imported, Ctrl-C is one line, too
-    from cnnvis.shell import exit_on_interrupt
+if __name__ == "__main__":  # before NumPy and the rest are imported
+    from cnnvis.shell import prepare_process
 
-    exit_on_interrupt()
+    prepare_process()
 
 import functools
 import re

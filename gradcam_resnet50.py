@@ -7,10 +7,10 @@
 The method of Selvaraju et al. 2016, arXiv 1610.02391, follows the constants. ResNet50: He et al.
 2015, arXiv 1512.03385, as Keras has it."""
 
-if __name__ == "__main__":  # first: while the rest is imported, Ctrl-C is one line, too
-    from cnnvis.shell import exit_on_interrupt
+if __name__ == "__main__":  # before NumPy and the rest are imported
+    from cnnvis.shell import prepare_process
 
-    exit_on_interrupt()
+    prepare_process()
 
 import functools
 import sys

@@ -8,10 +8,10 @@ The method of Selvaraju et al. 2016, arXiv 1610.02391, follows the constants. `b
 VGG16's convolutions as published (Simonyan and Zisserman 2014, arXiv 1409.1556), with a classifier
 of the 200 classes in Image/vgg16_classes.txt."""
 
-if __name__ == "__main__":  # first: while the rest is imported, Ctrl-C is one line, too
-    from cnnvis.shell import exit_on_interrupt
+if __name__ == "__main__":  # before NumPy and the rest are imported
+    from cnnvis.shell import prepare_process
 
-    exit_on_interrupt()
+    prepare_process()
 
 import functools
 import sys

@@ -386,7 +386,7 @@ def colorize(values: np.ndarray, colormap: str) -> np.ndarray:
     """Numbers from 0 to 1, (h, w), in the colours of an OpenCV map: uint8 (h, w, 3), RGB."""
     check_choice("colormap", colormap, COLORMAPS)
     levels = np.uint8(np.clip(values, 0, 1) * 255 + 0.5)
-    return np.ascontiguousarray(cv2.applyColorMap(levels, COLORMAPS[colormap])[..., ::-1])
+    return cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
 
 
 def heat_map(

@@ -307,10 +307,11 @@ def cubic_matrix(positions: np.ndarray, count: int) -> np.ndarray:
 
     The first value is at 0. As cv2.INTER_CUBIC (Keys 1981, a = -0.75); the outermost values
     continue."""
-    first = np.floor(positions).astype(int)
+    cells = np.floor(positions).astype(int)[:, None] + np.arange(-1, 3)  # the four around each
+    d = np.abs(positions[:, None] - cells)
+    near = (1.25 * d - 2.25) * d**2 + 1
+    far = -0.75 * (((d - 5) * d + 8) * d - 4)
     matrix = np.zeros((len(positions), count), np.float32)
-    for cell in (first - 1, first, first + 1, first + 2):
-        d = np.abs(positions - cell)
-        near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
-        matrix[np.arange(len(cell)), np.clip(cell, 0, count - 1)] += np.where(d < 1, near, far)
+    rows = np.arange(len(positions))[:, None]
+    np.add.at(matrix, (rows, np.clip(cells, 0, count - 1)), np.where(d < 1, near, far))
     return matrix

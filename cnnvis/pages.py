@@ -183,9 +183,8 @@ class Page:
         """The row, from the bottom of the page, and the column of a point in pixels."""
         return round((self.height - y) * self.scale), round(x * self.scale)
 
-    @matplotlib_defaults()
     def figure(self, with_pictures: bool = True) -> Figure:
-        """The page as a matplotlib figure."""
+        """The page as a matplotlib figure, to be drawn with `matplotlib_defaults`."""
         size = (self.width / 100, self.height / 100)
         figure = Figure(figsize=size, dpi=100 * self.scale)
         for x, y, picture in self.images if with_pictures else ():
@@ -197,6 +196,7 @@ class Page:
             figure.text(*place, text, size=size, weight=weight, **style)
         return figure
 
+    @matplotlib_defaults()
     def pixels(self) -> np.ndarray:
         """The page as a picture, uint8 (h, w, 3).
 
@@ -250,9 +250,8 @@ def column_widths(rows: Sequence[Sequence[Tile]], scale: int) -> list[int]:
     return widths
 
 
-@matplotlib_defaults()
 def render(figure: Figure) -> np.ndarray:
-    """The pixels of a matplotlib figure, uint8 (h, w, 3)."""
+    """The pixels of a matplotlib figure, uint8 (h, w, 3), within `matplotlib_defaults`."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    return cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2RGB)

@@ -32,7 +32,9 @@ def test_pixels_of_a_page_are_those_of_its_matplotlib_figure(scale):
     """Which is what a PDF shows."""
     rows = [[pages.Tile(PATTERN, "one"), pages.Tile(PATTERN[:, :31], "two\nlines")]] * 2
     page = pages.make_page(rows, "heading", "note", [pages.Bar("jet", "max")], scale)
-    np.testing.assert_array_equal(page.pixels(), pages.render(page.figure()))
+    with pages.matplotlib_defaults():
+        expected = pages.render(page.figure())
+    np.testing.assert_array_equal(page.pixels(), expected)
 
 
 def test_rendered_pixels_do_not_depend_on_a_person_s_matplotlibrc():
