@@ -272,7 +272,7 @@ def add_constant(parser: Parser, name: str, value: Any, read: Any, comment: str)
 def read_options(script: Mapping[str, Any], figures: Mapping[str, Any]) -> argparse.Namespace:
     """The constants of a script, its globals(), overridden by its command line.
 
-    figures: {name: Figure}, of which options.drawn are the ones asked for."""
+    figures: {name: Figure}; options.chosen lists the ones asked for."""
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     options = make_parser(script, figures).parse_intermixed_args(words[:end])
@@ -283,7 +283,7 @@ def read_options(script: Mapping[str, Any], figures: Mapping[str, Any]) -> argpa
     options.script = Path(script["__file__"]).stem
     options.constants = tuple(map(attribute_of, types))
     options.images = [*options.images, *words[end + 1 :]]  # even those that look like options
-    options.drawn = [figures[name] for name in options.figures]
+    options.chosen = [figures[name] for name in options.figures]
     options.draws_units = any(figure.draws_units for figure in figures.values())
     check_files(options)
     if not options.weights.saved:
@@ -310,7 +310,7 @@ def check_files(options: argparse.Namespace) -> None:
     options.region = read_mask(mask) if mask else None
     boxes = getattr(options, "boxes", "")
     options.true_boxes = read_boxes(boxes) if boxes else {}
-    if boxes and not any(figure.uses_boxes for figure in options.drawn):
+    if boxes and not any(figure.uses_boxes for figure in options.chosen):
         log("--boxes is not used: no figure asked for draws boxes")
 
 

@@ -224,17 +224,17 @@ def drop_tile(
 # --- comparison ---
 
 
-def draw_comparison(folder: FolderEvaluation) -> list[Drawing]:
+def draw_comparison(evaluation: FolderEvaluation) -> list[Drawing]:
     """The same kernels of several photographs side by side; of one photograph in four ways."""
-    if not folder.photos.writes_folder:
+    if not evaluation.photos.writes_folder:
         return []
-    photos = itertools.islice(folder.photos.readable(), folder.options.compared)
-    explanations = [folder.explain(photo) for photo in photos]
+    photos = itertools.islice(evaluation.photos.readable(), evaluation.options.compared)
+    explanations = [evaluation.explain(photo) for photo in photos]
     if not explanations:
         return []
     if len(explanations) == 1:
         return [compare_projections(explanations[0])]
-    return [compare_photographs(folder, explanations)]
+    return [compare_photographs(evaluation, explanations)]
 
 
 def compare_projections(explanation: DeconvNetExplanation) -> Drawing:
@@ -258,16 +258,16 @@ def compare_projections(explanation: DeconvNetExplanation) -> Drawing:
 
 
 def compare_photographs(
-    folder: FolderEvaluation, explanations: Sequence[DeconvNetExplanation]
+    evaluation: FolderEvaluation, explanations: Sequence[DeconvNetExplanation]
 ) -> Drawing:
     """Several photographs: a row a kernel, a column a photograph, maps on one scale."""
-    options, layer = folder.options, folder.network.main_layer
+    options, layer = evaluation.options, evaluation.network.main_layer
     projections = [Projection(options.mode, rule) for rule in options.rules]
     kernels = explanations[0].strongest(layer)[1]
     images = tiles_of_one_height(explanations, 1 + len(projections))
     found, arrays = [], {}
     for explanation in explanations:
-        activations = folder.network.activations(layer, explanation.x)
+        activations = evaluation.network.activations(layer, explanation.x)
         found.append(explanation.project_kernels(layer, kernels, projections, activations))
         arrays[f"input/{explanation.photo.stem}"] = explanation.x
     everything = list(itertools.chain(*found))
@@ -277,8 +277,9 @@ def compare_photographs(
     rows = []
     for same_kernel in zip(*found, strict=True):
         rows.append(compared_tiles(explanations, same_kernel, images, named=not rows))
-    note = f"{layer} · {len(explanations)} of {len(folder.photos.paths)} photographs · zero is grey"
-    return Drawing(rows, note, folder.network.keyed(arrays))
+    count = len(evaluation.photos.paths)
+    note = f"{layer} · {len(explanations)} of {count} photographs · zero is grey"
+    return Drawing(rows, note, evaluation.network.keyed(arrays))
 
 
 def compared_tiles(
@@ -303,15 +304,15 @@ def compared_tiles(
 # --- top9 ---
 
 
-def draw_top9(folder: FolderEvaluation) -> list[Drawing]:
+def draw_top9(evaluation: FolderEvaluation) -> list[Drawing]:
     """A folder: for each kernel the nine patches that excite it most, and their projections."""
-    options, network = folder.options, folder.network
-    layer, count = network.main_layer, len(folder.photos.paths)
-    top = scan(network, folder.photos)
-    if not len(top.photo_indices) or not folder.photos.writes_folder:
+    options, network = evaluation.options, evaluation.network
+    layer, count = network.main_layer, len(evaluation.photos.paths)
+    top = scan(network, evaluation.photos)
+    if not len(top.photo_indices) or not evaluation.photos.writes_folder:
         return []
     kernels = options.kernels.among(top.activations[0])
-    found, arrays = project_top(folder, top, kernels)
+    found, arrays = project_top(evaluation, top, kernels)
     if not found:
         return []
     cut_patches(list(found.values()), Projection("max", options.rules[0]))
@@ -327,19 +328,19 @@ def draw_top9(folder: FolderEvaluation) -> list[Drawing]:
 
 
 def project_top(
-    folder: FolderEvaluation, top: TopActivations, kernels: Sequence[int]
+    evaluation: FolderEvaluation, top: TopActivations, kernels: Sequence[int]
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """{(kernel, photograph's index): KernelProjections}, and inputs as arrays to save.
 
     Photographs that can no longer be read are left out."""
-    layer, found, inputs = folder.network.main_layer, {}, {}
-    projections = [Projection("max", rule) for rule in folder.options.rules]
+    layer, found, inputs = evaluation.network.main_layer, {}, {}
+    projections = [Projection("max", rule) for rule in evaluation.options.rules]
     indices = np.unique(np.concatenate(list(map(top.of, kernels))))
     advance = progress(len(indices))
     for index in indices:  # each photograph is read once for all its kernels
-        photo = folder.photos.read(folder.photos.paths[index])
+        photo = evaluation.photos.read(evaluation.photos.paths[index])
         if photo:
-            explanation = folder.explain(photo)
+            explanation = evaluation.explain(photo)
             inputs[f"input/{photo.stem}"] = explanation.x
             excited = [kernel for kernel in kernels if index in top.of(kernel)]
             for each in explanation.project_kernels(layer, excited, projections):

@@ -27,8 +27,8 @@ class Figure:
     name: str
     summary: str  # a line for --help
     draw: Callable | None = None  # draw(explanation) -> a Drawing of one photograph, or several
-    draw_folder: Callable | None = None  # draw_folder(folder) -> Drawings over all photographs
-    collector: Callable | None = None  # collector(folder) -> a Collector, or None
+    draw_folder: Callable | None = None  # draw_folder(evaluation) -> Drawings over all photographs
+    collector: Callable | None = None  # collector(evaluation) -> a Collector, or None
     extension: str = ""  # of its files; empty: the --format of pictures
     needs_classifier: bool = False
     uses_truths: bool = False  # the names of sub-folders are the right answers
@@ -50,12 +50,12 @@ class Target:
 
     figure: Figure
     network: Network  # as files are named
-    folders: tuple  # the FolderEvaluation of each network
+    evaluations: tuple  # the FolderEvaluation of each network
     collector: Any = None  # .add(explanation), .drawings()
 
     def result(self, photos: PhotoSet, path: Path | None = None) -> Result:
         """The Result of one photograph, or over all of them."""
-        options = self.folders[0].options
+        options = self.evaluations[0].options
         what = (options, self.figure.name, self.figure.extension or options.format, self.network)
         if path:
             return Result(*what, (path,), photos.stems[path])
@@ -75,10 +75,11 @@ def draw_figures(
     """Draw what the options ask for; the exit code of the run.
 
     explain(options, network, photo, selection=…) makes an Explanation."""
-    folders = [
-        FolderEvaluation(options, network, photos, options.drawn, explain) for network in networks
+    evaluations = [
+        FolderEvaluation(options, network, photos, options.chosen, explain) for network in networks
     ]
-    targets = [target for target in find_targets(options, folders) if not left_out(target, photos)]
+    targets = find_targets(options, evaluations)
+    targets = [target for target in targets if not left_out(target, photos)]
     of_photos = [target for target in targets if target.figure.draw or target.collector]
     with BackgroundThread() as writer:
         for photo, pending in pending_photos(of_photos, photos):
@@ -90,7 +91,7 @@ def draw_figures(
                 write_behind(writer, target.result(photos), target.collector.drawings())
         for target in targets:
             if target.figure.draw_folder:
-                drawings = target.figure.draw_folder(target.folders[0])
+                drawings = target.figure.draw_folder(target.evaluations[0])
                 write_behind(writer, target.result(photos), drawings)
     if photos.cluster:
         photos.share_unreadable()  # and wait until every worker is done
@@ -113,16 +114,19 @@ def write_behind(
     writer.submit(result.write, drawings)
 
 
-def find_targets(options: argparse.Namespace, folders: list[FolderEvaluation]) -> Iterator[Target]:
+def find_targets(
+    options: argparse.Namespace, evaluations: list[FolderEvaluation]
+) -> Iterator[Target]:
     """Every figure of every network; a shared one once for all networks."""
-    for figure in options.drawn:
+    for figure in options.chosen:
         if figure.shared:
-            yield Target(figure, joined([folder.network for folder in folders]), tuple(folders))
+            network = joined([evaluation.network for evaluation in evaluations])
+            yield Target(figure, network, tuple(evaluations))
             continue
-        for folder in folders:
-            collector = figure.collector(folder) if figure.collector else None
+        for evaluation in evaluations:
+            collector = figure.collector(evaluation) if figure.collector else None
             if collector or figure.draw or figure.draw_folder:
-                yield Target(figure, folder.network, (folder,), collector)
+                yield Target(figure, evaluation.network, (evaluation,), collector)
 
 
 def left_out(target: Target, photos: PhotoSet) -> bool:
@@ -166,12 +170,12 @@ def draw_photo(
     photo: Photo, targets: list[Target], photos: PhotoSet, writer: BackgroundThread
 ) -> None:
     """Draw the figures of one photograph, and collect what figures over all need of it."""
-    explanations = {}  # {folder's id: Explanation}
+    explanations = {}  # {evaluation's id: Explanation}
     for target in targets:
-        for folder in target.folders:
-            if id(folder) not in explanations:
-                explanations[id(folder)] = folder.explain(photo)
-        explained = [explanations[id(folder)] for folder in target.folders]
+        for evaluation in target.evaluations:
+            if id(evaluation) not in explanations:
+                explanations[id(evaluation)] = evaluation.explain(photo)
+        explained = [explanations[id(evaluation)] for evaluation in target.evaluations]
         if target.figure.draw:
             drawings = target.figure.draw(explained if target.figure.shared else explained[0])
             write_behind(writer, target.result(photos, photo.path), drawings)

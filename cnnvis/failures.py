@@ -71,23 +71,23 @@ class Failure(NamedTuple):
         return arrays
 
 
-def failures_collector(folder: FolderEvaluation) -> FailuresCollector | None:
+def failures_collector(evaluation: FolderEvaluation) -> FailuresCollector | None:
     """A FailuresCollector; None where no true class is known, which is reported.
 
     UserError if the run draws nothing that does without true classes."""
-    if folder.truths:
-        return FailuresCollector(folder)
-    if all(figure.uses_truths for figure in folder.figures):
-        raise UserError(f"failures: {folder.lack}")
-    log_once(f"failures is left out: {folder.lack}")
+    if evaluation.truths:
+        return FailuresCollector(evaluation)
+    if all(figure.uses_truths for figure in evaluation.figures):
+        raise UserError(f"failures: {evaluation.lack}")
+    log_once(f"failures is left out: {evaluation.lack}")
     return None
 
 
 class FailuresCollector:
     """Gathers what is taken for what, the most confident failures, and the mean heat of classes."""
 
-    def __init__(self, folder: FolderEvaluation):
-        self.folder = folder
+    def __init__(self, evaluation: FolderEvaluation):
+        self.evaluation = evaluation
         self.counts = ConfusionCounts()
         self.first = {}  # {pair: the place of its first photograph}
         self.failures = []  # the most confident first
@@ -96,28 +96,30 @@ class FailuresCollector:
 
     def add(self, explanation: GradCamExplanation) -> None:
         """Count a photograph with a true class, and keep what its failure needs."""
-        true = self.folder.truths.get(explanation.photo.path)
+        true = self.evaluation.truths.get(explanation.photo.path)
         if true is None:
             return
         logits = explanation.logits
         predicted = int(logits.argmax())
         cam = explanation.maps[predicted]
         self.counts[true, predicted] += 1
-        self.first.setdefault((true, predicted), self.folder.photos.order[explanation.photo.path])
-        self.geometry = explanation.input_geometry(self.folder.network.main_layer, cam.shape)
+        self.first.setdefault(
+            (true, predicted), self.evaluation.photos.order[explanation.photo.path]
+        )
+        self.geometry = explanation.input_geometry(self.evaluation.network.main_layer, cam.shape)
         heat = np.maximum(cam, 0)
         self.heats[predicted] = self.heats.get(predicted, 0) + heat / (heat.max() or 1)
         if predicted != true:
-            p = float(self.folder.network.probabilities(logits)[predicted])
+            p = float(self.evaluation.network.probabilities(logits)[predicted])
             both = np.stack([cam, explanation.maps[true]])
             self.failures.append(Failure(p, explanation.photo.path, predicted, true, logits, both))
             self.keep_failures()
 
     def keep_failures(self) -> None:
         """Sort the failures, and keep those that are drawn."""
-        order = self.folder.photos.order
+        order = self.evaluation.photos.order
         self.failures.sort(key=lambda failure: (-failure.p, order[failure.path]))
-        del self.failures[ROWS_PER_PAGE * self.folder.options.pages :]
+        del self.failures[ROWS_PER_PAGE * self.evaluation.options.pages :]
 
     def state(self) -> tuple:
         """What other workers need to know."""
@@ -143,43 +145,43 @@ class FailuresCollector:
         """Pages of failures, and one of mean heat; the counts are printed."""
         if not self.counts:
             return
-        network = self.folder.network
+        network = self.evaluation.network
         log(f"{network.label}: {self.counts.line(network.classes.short)}")
         yield from self.draw_pages()
         yield self.draw_mean_heat()
-        report_doubts(self.folder, self.counts)
+        report_doubts(self.evaluation, self.counts)
 
     def draw_pages(self) -> Iterator[Drawing]:
         """The pages of failures; a photograph that can no longer be read is left out."""
-        folder, pages = self.folder, in_rows(self.failures, ROWS_PER_PAGE)
-        bars = [Bar(folder.options.colormap, "max of both")]
+        evaluation, pages = self.evaluation, in_rows(self.failures, ROWS_PER_PAGE)
+        bars = [Bar(evaluation.options.colormap, "max of both")]
         advance = progress(len(self.failures))
         for number, failures in enumerate(pages, 1):
             rows, arrays = [], {}
             for failure in failures:
-                photo = folder.photos.read(failure.path)
+                photo = evaluation.photos.read(failure.path)
                 if photo:
-                    rows.append(failure_row(folder.explain(photo), failure))
-                    arrays |= failure.arrays(photo.stem, folder.network.main_layer)
+                    rows.append(failure_row(evaluation.explain(photo), failure))
+                    arrays |= failure.arrays(photo.stem, evaluation.network.main_layer)
                 advance()
             if rows:
                 note = self.note(f"page {number} of {len(pages)}")
-                arrays = folder.network.keyed(arrays)
+                arrays = evaluation.network.keyed(arrays)
                 yield Drawing(rows, note, arrays, bars, suffix=f"_{number}")
 
     def note(self, page: str) -> str:
         """The note of a page of failures."""
         total = self.counts.total()
         wrong = total - self.counts.correct()
-        note = f"{self.folder.network.main_layer} · "
+        note = f"{self.evaluation.network.main_layer} · "
         note += f"{wrong} of {total} wrong, the most confident first · {page}"
-        if self.folder.options.method in LINEAR_METHODS:
+        if self.evaluation.options.method in LINEAR_METHODS:
             note += " · the difference of two maps is the map of the logits' difference"
         return note
 
     def draw_mean_heat(self) -> Drawing:
         """The mean heat of each predicted class, of the most frequent ones."""
-        network, options = self.folder.network, self.folder.options
+        network, options = self.evaluation.network, self.evaluation.options
         classes = self.counts.by_class()[1].most_common(MEAN_HEATS)
         tiles, arrays = [], {}
         for index, times in classes:
@@ -227,35 +229,35 @@ def signed_tile(
 # --- doubts about the labels or the preprocessing ---
 
 
-def report_doubts(folder: FolderEvaluation, counts: ConfusionCounts) -> None:
+def report_doubts(evaluation: FolderEvaluation, counts: ConfusionCounts) -> None:
     """Report a network that is not above the majority class, and how other preprocessings do."""
     by_true, by_predicted = counts.by_class()
-    most, label = max(by_true.values()), folder.network.label
+    most, label = max(by_true.values()), evaluation.network.label
     if counts.correct() > most or len(by_true) == 1:
         return
     if len(by_predicted) == 1:
-        name = folder.network.classes.short(*by_predicted)
+        name = evaluation.network.classes.short(*by_predicted)
         log(f"{label}: it answers {name} for all {counts.total()} photographs")
     causes = "are the labels in the order of training"
-    causes += f", is --preprocess {folder.network.preprocess} right?"
+    causes += f", is --preprocess {evaluation.network.preprocess} right?"
     log(f"{label}: no better than always the most frequent class, which has {most}: {causes}")
-    count, shares = try_preprocessings(folder)
+    count, shares = try_preprocessings(evaluation)
     tried = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
     if count:
         log(f"{label}: right of {count} photographs with --preprocess {tried}")
 
 
-def try_preprocessings(folder: FolderEvaluation) -> tuple[int, dict[str, float]]:
+def try_preprocessings(evaluation: FolderEvaluation) -> tuple[int, dict[str, float]]:
     """How many photographs were tried, and {--preprocess: share that is predicted correctly}."""
-    networks = [replace(folder.network, preprocess=name) for name in PREPROCESS_MODES]
-    paths = take_turns(folder.truths)[:TRIED_PHOTOS]
+    networks = [replace(evaluation.network, preprocess=name) for name in PREPROCESS_MODES]
+    paths = take_turns(evaluation.truths)[:TRIED_PHOTOS]
     correct, count = np.zeros(len(networks)), 0
     advance = progress(len(paths))
     for path in paths:
-        photo = folder.photos.read(path)
+        photo = evaluation.photos.read(path)
         if photo:
             batch = np.concatenate([network.prepare(photo.image) for network in networks])
-            correct += folder.network.logits(batch).argmax(axis=1) == folder.truths[path]
+            correct += evaluation.network.logits(batch).argmax(axis=1) == evaluation.truths[path]
             count += 1
         advance()
     return count, dict(zip(PREPROCESS_MODES, (correct / max(count, 1)).tolist(), strict=True))

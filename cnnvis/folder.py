@@ -143,26 +143,26 @@ def hint_above(classes: ClassNames, photos: PhotoSet) -> str:
 # --- boxes ---
 
 
-def box_collector(folder: FolderEvaluation) -> BoxCollector | None:
+def box_collector(evaluation: FolderEvaluation) -> BoxCollector | None:
     """A BoxCollector where several photographs have true boxes, else None."""
-    has_several = len(folder.photos.paths) > 1
-    return BoxCollector(folder) if folder.options.boxes and has_several else None
+    has_several = len(evaluation.photos.paths) > 1
+    return BoxCollector(evaluation) if evaluation.options.boxes and has_several else None
 
 
 class BoxCollector:
     """Gathers how well the boxes of maps fit true boxes."""
 
-    def __init__(self, folder: FolderEvaluation):
-        self.folder = folder
+    def __init__(self, evaluation: FolderEvaluation):
+        self.evaluation = evaluation
         self.localisation = Localisation()
         self.order = []  # of each map, the place of its photograph
 
     def add(self, explanation: GradCamExplanation) -> None:
         """Score the maps of the classes that have true boxes."""
-        for index, truths in self.folder.boxes_of(explanation.photo.path).items():
+        for index, truths in self.evaluation.boxes_of(explanation.photo.path).items():
             segment = explanation.segment(index)
             self.localisation.add(segment.heat, segment.box, truths)
-            self.order.append(self.folder.photos.order[explanation.photo.path])
+            self.order.append(self.evaluation.photos.order[explanation.photo.path])
 
     def state(self) -> tuple:
         """What other workers need to know."""
@@ -181,7 +181,7 @@ class BoxCollector:
         scores = self.localisation.scores
         if not scores:
             return []
-        network, photos = self.folder.network, self.folder.photos
+        network, photos = self.evaluation.network, self.evaluation.photos
         log(f"{network.label}: {self.localisation.line()}")
         is_taken = photos.name in photos.stems.values()  # by the page of a photograph
         suffix = "_summary" if is_taken else ""
@@ -196,16 +196,16 @@ class BoxCollector:
 class TableCollector:
     """Gathers a row a photograph: truth, predictions, probabilities, the map's maximum, its box."""
 
-    def __init__(self, folder: FolderEvaluation):
-        self.folder = folder
+    def __init__(self, evaluation: FolderEvaluation):
+        self.evaluation = evaluation
         self.rows = {}  # {path: cells}
 
     def add(self, explanation: GradCamExplanation) -> None:
         """Add the row of a photograph."""
-        network, path = self.folder.network, explanation.photo.path
+        network, path = self.evaluation.network, explanation.photo.path
         predicted = int(explanation.logits.argmax())
         probabilities = network.probabilities(explanation.logits)
-        cells = class_cells(network.classes.short, probabilities, self.folder.truths.get(path))
+        cells = class_cells(network.classes.short, probabilities, self.evaluation.truths.get(path))
         maximum = explanation.maps[predicted].max()
         cells |= {"layer": network.main_layer, "map_maximum": f"{maximum:.6g}"}
         box = explanation.segment(predicted).box
@@ -222,7 +222,7 @@ class TableCollector:
 
     def drawings(self) -> list[Drawing]:
         """The table, in the order of the photographs, with those that cannot be read."""
-        photos, settings = self.folder.photos, self.settings()
+        photos, settings = self.evaluation.photos, self.settings()
         rows = []
         for path in photos.paths:
             cells = self.rows.get(path) or {"error": photos.unreadable.get(path, "")}
@@ -231,9 +231,9 @@ class TableCollector:
 
     def settings(self) -> str:
         """By which --skip-existing knows the table, as pictures carry it in their metadata."""
-        folder, photos = self.folder, self.folder.photos
-        figure = next(each for each in folder.figures if each.collector is TableCollector)
-        what = (folder.options, figure.name, figure.extension, folder.network)
+        evaluation, photos = self.evaluation, self.evaluation.photos
+        figure = next(each for each in evaluation.figures if each.collector is TableCollector)
+        what = (evaluation.options, figure.name, figure.extension, evaluation.network)
         result = Result(*what, tuple(photos.paths), photos.name, photos.arguments)
         return f"{result.photo_digest} {result.digest} origin {result.origin}"
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import fnmatch
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -148,7 +149,7 @@ def open_smallest(
 ) -> Network:
     """The Network without its classifier, which is a smaller download, unless a figure, a layer or
     the weights need it. classifier: names of its layers, for wildcards."""
-    needs_top = options.list_layers or any(figure.needs_classifier for figure in options.drawn)
+    needs_top = options.list_layers or any(figure.needs_classifier for figure in options.chosen)
     needs_top = needs_top or any(
         fnmatch.filter(classifier, word.lower()) for word in options.layers
     )
@@ -197,7 +198,7 @@ def published_file(path: Path, names: tuple) -> Path:
 def own_network(options: argparse.Namespace, spec: ModelSpec, model: Any) -> Network:
     """The Network of the script's own model."""
     has_classifier = len(model.output.shape) == 2
-    without = [figure.name for figure in options.drawn if figure.needs_classifier]
+    without = [figure.name for figure in options.chosen if figure.needs_classifier]
     if without and not has_classifier and not options.list_layers:
         lack = f"{options.weights.title} weights of {spec.label} have no classifier"
         raise UserError(f"{lack}, which {without[0]} needs: choose other --weights or --figures")
@@ -259,10 +260,10 @@ def name_classes(options: argparse.Namespace, photos: Any, model: Any) -> ClassN
 
 def leave_out_figures(options: argparse.Namespace) -> None:
     """Leave out figures that a segmentation network does not have. UserError: no other is left."""
-    refused = [figure for figure in options.drawn if figure.lacks_pixels]
-    options.drawn = [figure for figure in options.drawn if not figure.lacks_pixels]
+    refused = [figure for figure in options.chosen if figure.lacks_pixels]
+    options.chosen = [figure for figure in options.chosen if not figure.lacks_pixels]
     lines = [f"{figure.name} is left out: {figure.lacks_pixels}" for figure in refused]
-    if refused and not options.drawn:
+    if refused and not options.chosen:
         what = f"{options.weights.title} is a segmentation network"
         raise UserError(f"{what}; {'; '.join(lines)}")
     for line in lines:
@@ -276,7 +277,8 @@ def check_shapes(model: Any) -> None:
     part = keras.Model(model.inputs[0], [operation.output for operation in operations])
     for operation, value in zip(operations, part(zeros, training=False), strict=True):
         declared, received = tuple(operation.output.shape[1:]), tuple(value.shape[1:])
-        if declared != received:
+        sides = itertools.zip_longest(declared, received)
+        if not all(side in (None, count) for side, count in sides):  # None: not declared
             what = f"{operation.name} declares maps of {declared} and returns {received}"
             raise ValueError(f"{what}, as RandomCrop does of pictures that are larger")
 
@@ -350,7 +352,7 @@ def check_kernels(
 ) -> None:
     """UserError for kernels that a layer drawn does not have."""
     layer_of = {"main": main_layer, "last": layers[-1]}
-    for name in {layer_of[figure.kernels_of] for figure in options.drawn if figure.kernels_of}:
+    for name in {layer_of[figure.kernels_of] for figure in options.chosen if figure.kernels_of}:
         count = get_operation(model, name).output.shape[-1]
         unknown = [kernel for kernel in options.kernels.indices if kernel >= count]
         if unknown:

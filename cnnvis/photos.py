@@ -32,7 +32,7 @@ RESULT_NAME = re.compile(
     r"|failures_[^_]+|projections|blocks|comparison|top9|occlusion)\.(jpg|png)$"
 )
 ORIENTATION = 274  # the EXIF tag
-STEM_LIMIT = 150  # bytes of the part of a file name that comes from a photograph
+PHOTO_STEM_LIMIT = 150  # bytes of the part of a file name that comes from a photograph
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def set_name(arguments: Sequence[str], roots: list, paths: list, stems: dict) ->
     """What results over all photographs are called: the folder, or the first and a digest."""
     first = stems[paths[0]]
     if len(arguments) == len(roots) == 1:
-        return shorten(roots[0].resolve().name.lower(), STEM_LIMIT)
+        return shorten(roots[0].resolve().name.lower(), PHOTO_STEM_LIMIT)
     if len(paths) == 1:
         return first
     resolved = b"\n".join(os.fsencode(path.resolve()) for path in paths)
@@ -259,7 +259,7 @@ def is_result(path: Path) -> bool:
 def name_results(paths: Sequence[Path]) -> dict[Path, str]:
     """{path: what its results are called}: stems in lower case, no two the same."""
     stems, taken = {}, set()
-    cut = functools.partial(shorten, limit=STEM_LIMIT)
+    cut = functools.partial(shorten, limit=PHOTO_STEM_LIMIT)
     for path in paths:
         stem = cut(path.stem.lower())
         if stem in taken:

@@ -162,7 +162,7 @@ class Result:
     @property
     def figure_has_maps(self) -> bool:
         """Whether the figure depends on the CAM method."""
-        return not any(each.kernels_of for each in self.options.drawn if each.name == self.figure)
+        return not any(each.kernels_of for each in self.options.chosen if each.name == self.figure)
 
     def write_picture(self, page: Page | np.ndarray, suffix: str, count: int) -> None:
         """Write a page or a picture. count: the number of files of the figure."""

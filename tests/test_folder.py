@@ -162,7 +162,7 @@ def test_sub_folders_are_the_classes_of_a_network_without_labels(tmp_path, monke
     draw_pages = failures.FailuresCollector.draw_pages
 
     def vanish(collector):
-        for path in collector.folder.photos.paths:
+        for path in collector.evaluation.photos.paths:
             path.unlink()
         return draw_pages(collector)
 
