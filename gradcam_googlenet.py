@@ -108,17 +108,17 @@ def grad_cam(
     (n_classes,). ValueError: unknown method, layer or class, or none; x of another shape; a softmax
     at the end of the network."""
     if method not in CAM_WEIGHTS or not len(layers):
-        known = ", ".join(CAM_WEIGHTS)
-        raise ValueError(
-            f"Expected a method of {known}, and layers. Received: {method!r}, {layers}"
-        )
+        expected = f"Expected a method of {', '.join(CAM_WEIGHTS)}, and layers"
+        raise ValueError(f"{expected}. Received: {method!r}, {layers}")
     graph.check_input(model, x)
     graph.check_classes(model, classes, top)
     flat = logits_view(model)
     outputs = layer_outputs(flat, layers)
-    tensors = list(outputs.values())
-    split = graph.cached_for_model(model, tuple(outputs), lambda _: split_at(flat, tensors))
-    found = split(x, classes, top)
+
+    def make(_):
+        return split_at(flat, list(outputs.values()))
+
+    found = graph.cached_for_model(model, tuple(outputs), make)(x, classes, top)
     cams = {}
     for layer, A, dy_dA in zip(outputs, found.activations, found.gradients, strict=True):
         graph.check_gradient(dy_dA, layer)
@@ -271,7 +271,9 @@ def branches(module: str) -> list[Branch]:
     return found
 
 
-def convolution(x: "keras.KerasTensor", name: str, width: int, extent: int, strides: int = 1):
+def convolution(
+    x: "keras.KerasTensor", name: str, width: int, extent: int, strides: int = 1
+) -> "keras.KerasTensor":
     """Convolution without bias, batch normalisation without scale, ReLU, which has the name."""
     name = name.replace("/", "_")
     x = keras.layers.Conv2D(width, extent, strides, "same", use_bias=False, name=f"{name}_conv")(x)
@@ -279,7 +281,7 @@ def convolution(x: "keras.KerasTensor", name: str, width: int, extent: int, stri
     return keras.layers.Activation("relu", name=name)(x)
 
 
-def inception(x: "keras.KerasTensor", module: str):
+def inception(x: "keras.KerasTensor", module: str) -> "keras.KerasTensor":
     """An inception module: four branches, concatenated."""
     pool = keras.layers.MaxPooling2D(3, 1, "same", name=f"{module}_Branch_3_MaxPool_0a_3x3")
     ends = [x, x, x, pool(x)]

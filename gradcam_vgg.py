@@ -103,17 +103,17 @@ def grad_cam(
     (n_classes,). ValueError: unknown method, layer or class, or none; x of another shape; a softmax
     at the end of the network."""
     if method not in CAM_WEIGHTS or not len(layers):
-        known = ", ".join(CAM_WEIGHTS)
-        raise ValueError(
-            f"Expected a method of {known}, and layers. Received: {method!r}, {layers}"
-        )
+        expected = f"Expected a method of {', '.join(CAM_WEIGHTS)}, and layers"
+        raise ValueError(f"{expected}. Received: {method!r}, {layers}")
     graph.check_input(model, x)
     graph.check_classes(model, classes, top)
     flat = logits_view(model)
     outputs = layer_outputs(flat, layers)
-    tensors = list(outputs.values())
-    split = graph.cached_for_model(model, tuple(outputs), lambda _: split_at(flat, tensors))
-    found = split(x, classes, top)
+
+    def make(_):
+        return split_at(flat, list(outputs.values()))
+
+    found = graph.cached_for_model(model, tuple(outputs), make)(x, classes, top)
     cams = {}
     for layer, A, dy_dA in zip(outputs, found.activations, found.gradients, strict=True):
         graph.check_gradient(dy_dA, layer)

@@ -89,9 +89,24 @@ class TopActivations(NamedTuple):
 
 def scan(network: Network, photos: PhotoSet) -> TopActivations:
     """The TopActivations of the main layer over all photographs, by responses in inner cells."""
+    respond = response_function(network)
+    kernels = get_operation(network.model, network.main_layer).output.shape[-1]
+    top = TopActivations.none(kernels)
+    for batch in read_ahead(photos, network.prepare):
+        photo_indices, inputs = zip(*batch, strict=True)
+        activations = respond(np.concatenate(inputs)).numpy()
+        top = top.merge(activations, np.array(photo_indices)[:, None])
+    first, *others = photos.gather(tuple(top))
+    top = TopActivations(*first)
+    for other in others:
+        top = top.merge(*other)
+    return top
+
+
+def response_function(network: Network) -> Callable:
+    """A traced function from inputs (N, H, W, channels) to responses (N, K) of the main layer."""
     entry = network.model.inputs[0]
-    output = get_operation(network.model, network.main_layer).output
-    part = keras.Model(entry, output)
+    part = keras.Model(entry, get_operation(network.model, network.main_layer).output)
     inside = network.inner_cells(network.main_layer)
     rows, columns = true_span(inside.any(axis=1)), true_span(inside.any(axis=0))
 
@@ -101,16 +116,7 @@ def scan(network: Network, photos: PhotoSet) -> TopActivations:
             activations = tf.reduce_max(activations[:, rows, columns], axis=(1, 2))
         return activations
 
-    traced = tf.function(respond, [tf.TensorSpec((None, *entry.shape[1:]), tf.float32)])
-    top = TopActivations.none(output.shape[-1])
-    for batch in read_ahead(photos, network.prepare):
-        photo_indices, inputs = zip(*batch, strict=True)
-        activations = traced(np.concatenate(inputs)).numpy()
-        top = top.merge(activations, np.array(photo_indices)[:, None])
-    merged = TopActivations.none(output.shape[-1])
-    for of_worker in photos.gather(tuple(top)):
-        merged = merged.merge(*of_worker)
-    return merged
+    return tf.function(respond, [tf.TensorSpec((None, *entry.shape[1:]), tf.float32)])
 
 
 def read_ahead(

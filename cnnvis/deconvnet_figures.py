@@ -277,8 +277,8 @@ def compare_photographs(
     rows = []
     for same_kernel in zip(*found, strict=True):
         rows.append(compared_tiles(explanations, same_kernel, images, named=not rows))
-    count = len(evaluation.photos.paths)
-    note = f"{layer} · {len(explanations)} of {count} photographs · zero is grey"
+    note = f"{layer} · {len(explanations)} of {len(evaluation.photos.paths)} photographs"
+    note += " · zero is grey"
     return Drawing(rows, note, evaluation.network.keyed(arrays))
 
 

@@ -152,12 +152,9 @@ class Faithfulness(NamedTuple):
 
 def measure_faithfulness(explanation: Any, cams: dict) -> dict[int, Faithfulness]:
     """{class: Faithfulness} of the maps {class: map} of a photograph's main layer."""
-    network, grey = explanation.network, explanation.grey_input()
-    heats = {}
-    for index, cam in cams.items():
-        geometry = explanation.input_geometry(network.main_layer, cam.shape)
-        heats[index] = geometry.resample(cam, *explanation.x.shape[1:3])
-    x, measure = explanation.x, measure_with_progress(explanation, len(cams))
+    x, grey = explanation.x, explanation.grey_input()
+    heats = {index: over_input(explanation, cam) for index, cam in cams.items()}
+    measure = measure_with_progress(explanation, len(cams))
     curves = deletion_and_insertion(x, heats, grey, lambda batch: measure(batch)[1])
     squares, (logits, _) = occlude(x, grey, measure, PATCH, STRIDE)
     found = {}
@@ -166,6 +163,12 @@ def measure_faithfulness(explanation: Any, cams: dict) -> dict[int, Faithfulness
         occluded = np.array([heat[square].mean() for square in squares])
         found[index] = Faithfulness(curves[index], drops, rank_correlation(occluded, drops))
     return found
+
+
+def over_input(explanation: Any, cam: np.ndarray) -> np.ndarray:
+    """A map of the main layer at the size of the network's input, float32 (H, W)."""
+    geometry = explanation.input_geometry(explanation.network.main_layer, cam.shape)
+    return geometry.resample(cam, *explanation.x.shape[1:3])
 
 
 def measure_with_progress(explanation: Any, count: int) -> Callable:

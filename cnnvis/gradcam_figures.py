@@ -147,23 +147,29 @@ def draw_kernels(explanation: GradCamExplanation) -> Drawing:
 
 def draw_guided(explanation: GradCamExplanation) -> Drawing:
     """Guided backpropagation and its product with the heat map, Guided Grad-CAM, a row a class."""
-    network, image = explanation.network, explanation.tile(3)
-    cams = explanation.cams
+    network, cams = explanation.network, explanation.cams
     saliencies = explanation.methods.guided_backprop(network.model, explanation.x, list(cams))
     rows, arrays = [], explanation.cam_arrays()
     titles = ["guided backpropagation", "Guided Grad-CAM: their product"]
-    for (index, cam), saliency in zip(cams.items(), saliencies, strict=True):
-        geometry = explanation.input_geometry(network.main_layer, cam.shape)
-        heat = heat_map(cam, *saliency.shape[:2], geometry=geometry)
-        pictures = [saliency, saliency * heat[..., None]]
-        row = [explanation.cam_tile(image, index)]
-        for values, title in zip(pictures, titles, strict=True):
-            row.append(Tile(explanation.grey_over(values, image), title))
+    for index, saliency in zip(cams, saliencies, strict=True):
+        rows.append(guided_row(explanation, index, saliency, titles))
         titles = ["", ""]  # titles of columns stand once
-        rows.append(row)
         arrays[f"guided/{index}"] = saliency
     note = f"{network.main_layer} · in grey pictures zero is grey"
     return drawing_of(explanation, rows, arrays, note=note)
+
+
+def guided_row(
+    explanation: GradCamExplanation, index: int, saliency: np.ndarray, titles: list[str]
+) -> list[Tile]:
+    """The Tiles of a class: its heat, its saliency, (H, W, channels), and their product."""
+    image, cam = explanation.tile(3), explanation.cams[index]
+    geometry = explanation.input_geometry(explanation.network.main_layer, cam.shape)
+    heat = heat_map(cam, *saliency.shape[:2], geometry=geometry)
+    row = [explanation.cam_tile(image, index)]
+    for values, title in zip([saliency, saliency * heat[..., None]], titles, strict=True):
+        row.append(Tile(explanation.grey_over(values, image), title))
+    return row
 
 
 def draw_overlay(explanation: GradCamExplanation) -> list[Drawing]:

@@ -69,7 +69,7 @@ def measure_occlusion(explanation: Any, layer: str, kernel: int) -> tuple:
 
     Returns the OcclusionDrop of the first class's probability, that of the sum of a kernel's map,
     and the most probable classes, int (rows, columns)."""
-    network, options = explanation.network, explanation.options
+    network = explanation.network
     outputs = [network.model.outputs[0], get_operation(network.model, layer).output]
     model = keras.Model(network.model.inputs[0], outputs)
 
@@ -80,9 +80,13 @@ def measure_occlusion(explanation: Any, layer: str, kernel: int) -> tuple:
 
     index = explanation.classes[0]
     before, response = evaluate(explanation.x)
-    _, (probabilities, responses) = occlude(
-        explanation.x, explanation.grey_input(), evaluate, options.patch, options.stride
+    how = (
+        explanation.grey_input(),
+        evaluate,
+        explanation.options.patch,
+        explanation.options.stride,
     )
+    probabilities, responses = occlude(explanation.x, *how)[1]
     probability = OcclusionDrop(before[0, index], probabilities[..., index])
     return probability, OcclusionDrop(response[0], responses), probabilities.argmax(axis=-1)
 
