@@ -345,8 +345,8 @@ def main() -> int:
     network = open_smallest(options, photos, without_top, with_top, classifier)
     if options.list_layers:
         return print_layers(options, network)
-    explain = functools.partial(DeconvNetExplanation, deconvnet=deconvnet)
-    return draw_figures(options, photos, [network], explain)
+    make_explanation = functools.partial(DeconvNetExplanation, deconvnet=deconvnet)
+    return draw_figures(options, photos, [network], make_explanation)
 
 
 if __name__ == "__main__":

@@ -348,8 +348,8 @@ def main() -> int:
         networks.append(open_smallest(options, photos, without_top, with_top, classifier))
     if options.list_layers:
         return print_layers(options, networks[0])
-    explain = functools.partial(DeconvNetExplanation, deconvnet=deconvnet)
-    return draw_figures(options, photos, networks, explain)
+    make_explanation = functools.partial(DeconvNetExplanation, deconvnet=deconvnet)
+    return draw_figures(options, photos, networks, make_explanation)
 
 
 if __name__ == "__main__":

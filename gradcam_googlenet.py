@@ -67,8 +67,8 @@ COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
 # fmt: on
 WEIGHTS_WORDS = ["imagenet", "bundled", "random"]
 
-# Weights of feature maps A, (1, h, w, K), given g = dy/dA, (classes, h, w, K): of g's shape, or
-# with h = w = 1. Weights and maps are multiplied and summed over K
+# Each returns weights of the feature maps A, (1, h, w, K), given g = dy/dA, (classes, h, w, K): one
+# a position, of g's shape, or one a map, with h = w = 1
 CAM_WEIGHTS = {
     # Equation 1: alpha = 1/Z sum of dy/dA
     "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),
@@ -101,7 +101,7 @@ def grad_cam(
     model: functional Keras network with logits for output (cnnvis.open_network makes one of any
     other); it is not modified. x: float32 (1, H, W, channels), preprocessed as the network expects.
     layers: names of layers with feature maps. classes: class indices. method: a key of CAM_WEIGHTS.
-    top: so many of the most probable classes come before `classes`.
+    top: the `top` most probable classes are explained too; their maps come first.
 
     Returns (maps, logits). maps[layer]: float32 (top + len(classes), h, w), signed, before the last
     ReLU: positive values are evidence for the class, negative ones against it. logits: float32
@@ -139,7 +139,9 @@ def layer_outputs(flat: "keras.Model", layers: Sequence[str]) -> dict:
 
 
 def split_at(flat: "keras.Model", outputs: list) -> "SplitModel":
-    """A flat network split at the first of some tensors, if all depends on that one alone."""
+    """A flat network split at the first of some tensors.
+
+    Where the rest depends on the photograph in another way too, the lower part is empty."""
     image, logits = flat.inputs[0], flat.outputs[0]
     if graph.depends_only_on(flat, outputs[0], outputs):
         upper = keras.Model(outputs[0], [*outputs[1:], logits])
@@ -386,8 +388,9 @@ def main() -> int:
     network = open_network_for(options, SPEC, photos)
     if options.list_layers:
         return print_layers(options, network)
-    explain = functools.partial(GradCamExplanation, methods=Methods(grad_cam, guided_backprop))
-    return draw_figures(options, photos, [network], explain)
+    methods = Methods(grad_cam, guided_backprop)
+    make_explanation = functools.partial(GradCamExplanation, methods=methods)
+    return draw_figures(options, photos, [network], make_explanation)
 
 
 if __name__ == "__main__":

@@ -225,10 +225,13 @@ def types_of(script: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str,
     return {name: types[name] for name in script if name in types}
 
 
-def make_parser(script: Mapping[str, Any], figures: Mapping[str, Any]) -> Parser:
+def make_parser(
+    script: Mapping[str, Any], figures: Mapping[str, Any], types: Mapping[str, Any]
+) -> Parser:
     """The parser of a script's options: its constants, with their comments and defaults.
 
-    script: its globals(). figures: {name: Figure}. An option that is not typed is left out."""
+    script: its globals(). figures: {name: Figure}. types: see `types_of`. An option that is not
+    typed is left out."""
     source = Path(script["__file__"]).read_text(encoding="utf-8")
     comments = dict(re.findall(r"^([A-Z_]+) = .*?  # (.*)$", source, re.MULTILINE))
     summaries = [f"{name:12} {figure.summary}" for name, figure in figures.items()]
@@ -239,7 +242,7 @@ def make_parser(script: Mapping[str, Any], figures: Mapping[str, Any]) -> Parser
         allow_abbrev=False,
     )
     parser.add_argument("images", nargs="*", help="photographs, folders of them, or patterns")
-    for name, read in types_of(script, figures).items():
+    for name, read in types.items():
         add_constant(parser, name, script[name], read, comments.get(name, ""))
     text = "leave out what was already drawn with the same settings"
     parser.add_argument("--skip-existing", action="store_true", help=text)
@@ -275,8 +278,8 @@ def read_options(script: Mapping[str, Any], figures: Mapping[str, Any]) -> argpa
     figures: {name: Figure}; options.chosen lists the ones asked for."""
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
-    options = make_parser(script, figures).parse_intermixed_args(words[:end])
     types = types_of(script, figures)
+    options = make_parser(script, figures, types).parse_intermixed_args(words[:end])
     for name, read in types.items():
         if attribute_of(name) not in options:  # no option overrides the constant
             setattr(options, attribute_of(name), read_constant(name, script[name], read))
@@ -285,15 +288,17 @@ def read_options(script: Mapping[str, Any], figures: Mapping[str, Any]) -> argpa
     options.images = [*options.images, *words[end + 1 :]]  # even those that look like options
     options.chosen = [figures[name] for name in options.figures]
     options.draws_units = any(figure.draws_units for figure in figures.values())
-    check_files(options)
+    read_option_files(options)
     if not options.weights.saved:
-        read_classes().select(options.classes)
+        read_classes().select(options.classes)  # wrong names, before TensorFlow is imported
     check_output(options.output)
     return options
 
 
-def check_files(options: argparse.Namespace) -> None:
-    """UserError for files named by options that do not exist; unused ones are reported."""
+def read_option_files(options: argparse.Namespace) -> None:
+    """Add the region of --mask and the boxes of --boxes to the options; report unused options.
+
+    UserError: a file that does not exist, or that cannot be read."""
     if options.labels and not options.weights.saved:
         raise UserError("--labels names the classes of a saved network: give one by --weights")
     for option in ("import_", "name", "size"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from cnnvis.networks import Network
 from cnnvis.photos import Photo, PhotoSet
 from cnnvis.results import Drawing, Result
 from cnnvis.runtime import BackgroundThread, compute_ahead, log, progress
-from cnnvis.vgg import joined
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class Target:
 
     def result(self, photos: PhotoSet, path: Path | None = None) -> Result:
         """The Result of one photograph, or over all of them."""
-        options = self.evaluations[0].options
-        what = (options, self.figure.name, self.figure.extension or options.format, self.network)
+        what = (self.evaluations[0].options, self.figure, self.network)
         if path:
             return Result(*what, (path,), photos.stems[path])
         return Result(*what, tuple(photos.paths), photos.name, photos.arguments)
@@ -70,20 +68,23 @@ class Target:
 
 
 def draw_figures(
-    options: argparse.Namespace, photos: PhotoSet, networks: list[Network], explain: Callable
+    options: argparse.Namespace,
+    photos: PhotoSet,
+    networks: list[Network],
+    make_explanation: Callable,
 ) -> int:
     """Draw what the options ask for; the exit code of the run.
 
-    explain(options, network, photo, selection=…) makes an Explanation."""
+    make_explanation(options, network, photo, selection=…) returns an Explanation."""
     evaluations = [
-        FolderEvaluation(options, network, photos, options.chosen, explain) for network in networks
+        FolderEvaluation(options, network, photos, make_explanation) for network in networks
     ]
     targets = find_targets(options, evaluations)
     targets = [target for target in targets if not left_out(target, photos)]
     of_photos = [target for target in targets if target.figure.draw or target.collector]
     with BackgroundThread() as writer:
         for photo, pending in pending_photos(of_photos, photos):
-            draw_photo(photo, pending, photos, writer)
+            draw_photo(photo, pending, writer)
         if photos.cluster:
             gather_folder(targets, photos)
         for target in targets:
@@ -120,13 +121,18 @@ def find_targets(
     """Every figure of every network; a shared one once for all networks."""
     for figure in options.chosen:
         if figure.shared:
-            network = joined([evaluation.network for evaluation in evaluations])
-            yield Target(figure, network, tuple(evaluations))
+            yield Target(figure, page_network(evaluations), tuple(evaluations))
             continue
         for evaluation in evaluations:
             collector = figure.collector(evaluation) if figure.collector else None
             if collector or figure.draw or figure.draw_folder:
                 yield Target(figure, evaluation.network, (evaluation,), collector)
+
+
+def page_network(evaluations: list[FolderEvaluation]) -> Network:
+    """The network of a page; of a page that both VGGs share, the first one under their name."""
+    first, *others = [evaluation.network for evaluation in evaluations]
+    return replace(first, label="VGG", heading="") if others else first
 
 
 def left_out(target: Target, photos: PhotoSet) -> bool:
@@ -138,15 +144,12 @@ def left_out(target: Target, photos: PhotoSet) -> bool:
     return True
 
 
-def pending_photos(targets: list[Target], photos: PhotoSet) -> Iterator[tuple[Photo, list[Target]]]:
-    """Each readable Photo, and the targets that are still to be drawn of it."""
+def pending_photos(targets: list[Target], photos: PhotoSet) -> Iterator[tuple[Photo, list]]:
+    """Each readable Photo, and the (Target, Result) that are still to be drawn of it."""
 
     def read(path):  # in a thread, while the photograph before it is drawn
-        pending = [
-            target
-            for target in targets
-            if target.collector or not target.result(photos, path).is_drawn()
-        ]
+        results = [(target, target.result(photos, path)) for target in targets]
+        pending = [each for each in results if each[0].collector or not each[1].is_drawn()]
         return path, pending, photos.decode(path) if pending else None
 
     drawn, existing = 0, 0
@@ -167,17 +170,17 @@ def pending_photos(targets: list[Target], photos: PhotoSet) -> Iterator[tuple[Ph
 
 
 def draw_photo(
-    photo: Photo, targets: list[Target], photos: PhotoSet, writer: BackgroundThread
+    photo: Photo, pending: list[tuple[Target, Result]], writer: BackgroundThread
 ) -> None:
     """Draw the figures of one photograph, and collect what figures over all need of it."""
     explanations = {}  # {evaluation's id: Explanation}
-    for target in targets:
+    for target, result in pending:
         for evaluation in target.evaluations:
             if id(evaluation) not in explanations:
                 explanations[id(evaluation)] = evaluation.explain(photo)
         explained = [explanations[id(evaluation)] for evaluation in target.evaluations]
         if target.figure.draw:
             drawings = target.figure.draw(explained if target.figure.shared else explained[0])
-            write_behind(writer, target.result(photos, photo.path), drawings)
+            write_behind(writer, result, drawings)
         if target.collector:
             target.collector.add(explained[0])

@@ -17,7 +17,7 @@ import numpy as np
 from cnnvis.boxes import Box, segment_box
 from cnnvis.geometry import Geometry, stretched_geometry
 from cnnvis.networks import Network
-from cnnvis.pages import Tile, columns_for, fit_tile, outlined
+from cnnvis.pages import Bar, Tile, columns_for, fit_tile, outlined
 from cnnvis.photos import Photo
 from cnnvis.runtime import log_once
 from cnnvis.segmentation import Pixels
@@ -28,7 +28,7 @@ CERTAIN = 0.999999  # a probability above it makes the preprocessing suspect
 
 
 class Explanation:
-    """One photograph run through one network, and tiles that show what comes of it."""
+    """A photograph and a network, which runs when a result is first read; tiles of the results."""
 
     def __init__(
         self,
@@ -63,29 +63,29 @@ class Explanation:
         return self.among(self.network.selection)
 
     @functools.cached_property
-    def pixels(self) -> Pixels | None:
-        """Which pixels are whose, by a segmentation network; None of another."""
-        return self.network.pixels and self.network.pixels.pixels(self.x)
+    def segmentation(self) -> Pixels | None:
+        """The regions of the classes, of a segmentation network; None of another."""
+        return self.network.pixel_network and self.network.pixel_network.predict(self.x)
 
     def among(self, selection: Selection, logits: np.ndarray | None = None) -> list[int]:
         """The indices of a Selection of classes: the `top` by share of pixels, or by logits."""
-        if self.pixels:
-            return selection.among(self.pixels.shares)
+        if self.segmentation:
+            return selection.among(self.segmentation.shares)
         return selection.among(self.logits if logits is None else logits)
 
     def measure(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits and probabilities, (N, n_classes) each, of inputs that the photograph became.
 
         Of a segmentation network: scores and mean probabilities over this photograph's regions."""
-        if self.pixels:
-            return self.network.pixels.measure(batch, self.pixels.regions)
+        if self.segmentation:
+            return self.network.pixel_network.measure(batch, self.segmentation.regions)
         logits = self.network.logits(batch)
         return logits, self.network.probabilities(logits)
 
     def class_title(self, index: int, between: str = "\n", logits: Any = None) -> str:
         """A class and its probability; of a regression the number."""
-        if self.pixels:
-            return f"{self.network.classes.title(index)}{between}{self.pixels.title(index)}"
+        if self.segmentation:
+            return f"{self.network.classes.title(index)}{between}{self.segmentation.title(index)}"
         known = self.probabilities if logits is None else self.network.probabilities(logits)
         p = known[index]
         if self.network.kind == "number":
@@ -117,14 +117,14 @@ class Explanation:
 
     def outlined(self, picture: np.ndarray, *classes: int) -> np.ndarray:
         """A picture of the photograph with the regions of classes outlined, if there are any."""
-        if not self.pixels:
+        if not self.segmentation:
             return picture
-        indices = classes[:1] if self.pixels.has_mask else classes
-        geometry = self.network.pixels.geometry
+        indices = classes[:1] if self.segmentation.has_mask else classes
+        geometry = self.network.pixel_network.geometry
         if self.options.place != "field":
-            geometry = self.geometry(None, self.pixels.regions.shape[1:])
+            geometry = self.geometry(None, self.segmentation.regions.shape[1:])
         geometry = replace(geometry, fit=self.options.fit)
-        return outlined(picture, [self.pixels.regions[index] for index in indices], geometry)
+        return outlined(picture, [self.segmentation.regions[index] for index in indices], geometry)
 
     def photograph(self, image: np.ndarray, *classes: int) -> Tile:
         """The Tile of the photograph, with the regions of classes outlined, if there are any."""
@@ -182,8 +182,8 @@ class Explanation:
         arrays = {"input": self.x, **arrays}
         if logits is not None:
             arrays["logits"] = logits
-        if self.pixels:
-            arrays["shares"] = self.pixels.shares
+        if self.segmentation:
+            arrays["shares"] = self.segmentation.shares
         for layer in dict.fromkeys([*self.network.layers, self.network.main_layer]):
             known = self.network.geometry(layer)
             if known and any(key.startswith(f"{layer}/") for key in arrays):
@@ -245,7 +245,9 @@ class Segment:
 
 
 class GradCamExplanation(Explanation):
-    """One photograph, one network, and Grad-CAM's maps of its classes."""
+    """One photograph, one network, and Grad-CAM's maps of its classes.
+
+    The network runs when `logits`, `maps` or `cams` is first read."""
 
     def __init__(self, options, network, photo, methods: Methods, selection=None):
         super().__init__(options, network, photo, selection)
@@ -254,13 +256,13 @@ class GradCamExplanation(Explanation):
 
     def maps_at(self, layers: list[str], selection: Selection) -> ClassMaps:
         """The ClassMaps of a Selection of classes at some layers, from one forward pass."""
-        if self.pixels:  # which the method does not rank
+        if self.segmentation:  # which the method does not rank
             selection = Selection(tuple(self.among(selection)))
         indices, top = selection.indices, selection.top
         call = self.methods.grad_cam
         cams, logits = call(self.network.model, self.x, layers, indices, self.options.method, top)
         checked_logits(self.network, logits)
-        order = [*Selection(top=top).among(logits), *indices]
+        order = [*Selection(top=top).among(logits), *indices]  # of equal ones as tf.math.top_k
         maps = {layer: dict(zip(order, of_layer, strict=True)) for layer, of_layer in cams.items()}
         return ClassMaps(logits, maps)
 
@@ -281,7 +283,7 @@ class GradCamExplanation(Explanation):
 
     @functools.cached_property
     def cams(self) -> dict[int, np.ndarray]:
-        """Those of the classes asked for, in that order."""
+        """{class index: signed map of the main layer} of the classes asked for, in that order."""
         return {index: self.maps[index] for index in self.classes}
 
     def cam_arrays(self) -> dict[str, np.ndarray]:
@@ -306,7 +308,7 @@ class GradCamExplanation(Explanation):
     def evidence_tile(
         self, image: np.ndarray, cam: np.ndarray, layer: str, title: str, **how: Any
     ) -> Tile:
-        """`heat_tile`; of a regression, whose number evidence raises or lowers, a signed one."""
+        """A heat tile; of a regression a signed one: red raises the number, blue lowers it."""
         if self.network.kind != "number":
             return self.heat_tile(image, cam, layer, title, **how)
         picture = self.signed_picture(image, cam, layer)
@@ -320,6 +322,7 @@ class GradCamExplanation(Explanation):
         return tile._replace(picture=self.outlined(tile.picture, index))
 
     @property
-    def bars(self) -> list | None:
-        """Colour bars of a page of such tiles: none of signed ones, whose ends are in titles."""
-        return [] if self.network.kind == "number" else None
+    def bars(self) -> list[Bar]:
+        """Colour bars of a page of such tiles; none of a regression, whose titles give the ends."""
+        is_signed = self.network.kind == "number"
+        return [] if is_signed else [Bar(self.options.colormap, "max")]

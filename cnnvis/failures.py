@@ -77,7 +77,7 @@ def failures_collector(evaluation: FolderEvaluation) -> FailuresCollector | None
     UserError if the run draws nothing that does without true classes."""
     if evaluation.truths:
         return FailuresCollector(evaluation)
-    if all(figure.uses_truths for figure in evaluation.figures):
+    if all(figure.uses_truths for figure in evaluation.options.chosen):
         raise UserError(f"failures: {evaluation.lack}")
     log_once(f"failures is left out: {evaluation.lack}")
     return None

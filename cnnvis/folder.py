@@ -41,14 +41,12 @@ class FolderEvaluation:
         options: argparse.Namespace,
         network: Network,
         photos: PhotoSet,
-        figures: Sequence[Any],
-        explain: Callable,
+        make_explanation: Callable,
     ):
-        """figures: the Figures that the run draws. explain: see drawing.draw_figures."""
+        """make_explanation: see drawing.draw_figures."""
         self.options, self.network, self.photos = options, network, photos
-        self.figures = figures
-        self.make_explanation = explain
-        self.uses_truths = any(figure.uses_truths for figure in figures)
+        self.make_explanation = make_explanation
+        self.uses_truths = any(figure.uses_truths for figure in options.chosen)
         self.truths = {}  # {path: class index}
         self.lack = ""  # why there are no truths
         self.boxes = {}  # {path: {class index: [Box, …]}}
@@ -57,7 +55,7 @@ class FolderEvaluation:
                 self.truths = known_answers(network, photos)
             except UserError as error:
                 self.lack = str(error)
-        if any(figure.uses_boxes for figure in figures) and options.boxes:
+        if any(figure.uses_boxes for figure in options.chosen) and options.boxes:
             self.boxes = find_true_boxes(options, network.classes, photos.paths)
 
     def boxes_of(self, path: Path) -> dict:
@@ -65,7 +63,7 @@ class FolderEvaluation:
         return self.boxes.get(path, {})
 
     def selection_for(self, path: Path) -> Selection:
-        """The classes whose maps are needed of a photograph: those asked for, and true ones."""
+        """The classes to compute maps for: those asked for, and the true ones of a photograph."""
         asked = self.network.selection
         needed = [self.truths[path]] if path in self.truths else []
         needed += self.boxes_of(path)
@@ -232,8 +230,10 @@ class TableCollector:
     def settings(self) -> str:
         """By which --skip-existing knows the table, as pictures carry it in their metadata."""
         evaluation, photos = self.evaluation, self.evaluation.photos
-        figure = next(each for each in evaluation.figures if each.collector is TableCollector)
-        what = (evaluation.options, figure.name, figure.extension, evaluation.network)
+        figure = next(
+            each for each in evaluation.options.chosen if each.collector is TableCollector
+        )
+        what = (evaluation.options, figure, evaluation.network)
         result = Result(*what, tuple(photos.paths), photos.name, photos.arguments)
         return f"{result.photo_digest} {result.digest} origin {result.origin}"
 

@@ -78,11 +78,17 @@ def draw_layers_by_row(explanations: list[GradCamExplanation]) -> Drawing:
 # --- several classes of the main layer ---
 
 
-def drawing_of(explanation: GradCamExplanation, rows: list, arrays: dict, **more: Any) -> Drawing:
-    """A Drawing of the main layer, whose name is its note by default."""
-    note = explanation.note(more.pop("note", explanation.network.main_layer))
-    more.setdefault("bars", explanation.bars)
-    return Drawing(rows, note, explanation.arrays(arrays, explanation.logits), **more)
+def drawing_of(
+    explanation: GradCamExplanation,
+    rows: list,
+    arrays: dict,
+    note: str = "",
+    bars: list[Bar] | None = None,
+) -> Drawing:
+    """A Drawing of the main layer; its note is by default the layer's name, its bars are heat's."""
+    note = explanation.note(note or explanation.network.main_layer)
+    bars = explanation.bars if bars is None else bars
+    return Drawing(rows, note, explanation.arrays(arrays, explanation.logits), bars)
 
 
 def draw_classes(explanation: GradCamExplanation) -> Drawing:
@@ -212,7 +218,7 @@ def draw_trust(explanation: GradCamExplanation) -> Drawing:
 def untrained_maps(explanation: GradCamExplanation) -> dict[int, np.ndarray]:
     """{class: map} of the same network untrained (Adebayo et al. 2018, arXiv 1810.03292)."""
     network, options = explanation.network, explanation.options
-    regions = explanation.pixels and explanation.pixels.regions
+    regions = explanation.segmentation and explanation.segmentation.regions
     make = functools.partial(reinitialise, options.seed, regions=regions)
     if regions is None:
         control = cached_for_model(network.model, "control", make)

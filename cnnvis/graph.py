@@ -98,7 +98,7 @@ def unwrap(operation: keras.Operation) -> keras.Operation:
 
 
 def copy_operation(operation: keras.Operation) -> keras.Operation:
-    """A fresh copy of a layer or operation, in float32, not built; what is quantised stays so."""
+    """A copy of a layer or operation in float32, not built; a quantised layer stays quantised."""
     config = in_float32(operation.get_config())
     is_layer = isinstance(operation, keras.layers.Layer)
     if is_layer and "dtype" in config and not operation.quantization_mode:
@@ -158,7 +158,7 @@ def last_of_resolutions(layers: dict, geometries: dict) -> list[str]:
         if re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__):
             continue
         resolution = operation.output.shape[1:3]
-        last[resolution] = name
+        last[resolution] = name  # in the order in which the resolutions begin
         if geometries[name]:
             with_geometry[resolution] = name
     return list((with_geometry or last).values())
@@ -243,8 +243,8 @@ def in_order(flat: keras.Model, layers: Sequence[str]) -> list[str]:
 
 
 def depends_only_on(flat: keras.Model, tensor: Any, wanted: Sequence[Any]) -> bool:
-    """Whether the wanted tensors, and the network's output, depend on the input through one tensor
-    alone."""
+    """Whether every path from the input to the wanted tensors, and to the network's output, passes
+    through one tensor."""
     dependent = {id(tensor)}
     for operation in flat.operations:
         inputs = [id(each) in dependent for each in keras.tree.flatten(operation.input)]

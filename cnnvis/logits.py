@@ -157,7 +157,7 @@ def copy_network(model: keras.Model, shape: list[int]) -> keras.Model:
 
 
 def find_output_activation(model: keras.Model) -> tuple[str, keras.Operation | None]:
-    """How a flat network ends, and the operation whose activation can be removed, or None.
+    """(how a flat network ends, the operation whose activation can be removed or None).
 
     The end is `linear`, a value of OUTPUT_ACTIVATIONS, or `log`, where a softmax or sigmoid cannot
     be removed."""
@@ -193,7 +193,8 @@ def output_activation(operation: keras.Operation) -> str:
 
 
 def takes_probabilities(operation: keras.Operation, sources: dict) -> bool:
-    """Whether an operation without weights follows a softmax or sigmoid with no weights between."""
+    """Whether an operation without weights takes what a softmax or sigmoid returns, directly or
+    through other operations without weights."""
     if has_weights(operation):
         return False
     for tensor in keras.tree.flatten(operation.input):
@@ -207,7 +208,9 @@ def takes_probabilities(operation: keras.Operation, sources: dict) -> bool:
 
 
 def remove_activation(model: keras.Model, operation: keras.Operation) -> Any:
-    """The output of a flat copy of a network without the output activation of an operation."""
+    """The output of a flat copy of a network without the activation of an operation.
+
+    Where that is an argument of a layer, the copy itself is changed."""
     if hasattr(operation, "activation"):
         operation.activation = keras.activations.linear
         return model.outputs[0]
@@ -248,7 +251,9 @@ def check_logits(flat: keras.Model) -> None:
 
 
 def logits_view(model: keras.Model) -> keras.Model:
-    """The cached `flat_view` of a network. ValueError unless its output is logits."""
+    """The cached `flat_view` of a network, as of DeconvNet. ValueError: its output is no logits.
+
+    A flat network has one too: what is made of the view leaves no nodes on the network."""
 
     def make(model):
         flat = cached_for_model(model, "flat_view", flat_view)

@@ -69,7 +69,7 @@ class Network:
     geometries: dict = field(repr=False, default_factory=dict)  # {operation: Geometry or None}
     heading: str = ""  # in headings, where it differs from the label
     row_of: Callable | None = None
-    pixels: PixelNetwork | None = None  # of a segmentation network
+    pixel_network: PixelNetwork | None = None  # of a segmentation network
 
     @property
     def name(self) -> str:
@@ -313,7 +313,7 @@ def select_parts(
         fit=options.fit,
         interpolation=options.resize,
         geometries=geometries,
-        pixels=pixels,
+        pixel_network=pixels,
     )
     for name in dict.fromkeys([*layers, main_layer]):
         has_map = len(get_operation(model, name).output.shape) == 4

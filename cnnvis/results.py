@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,7 @@ class Result:
     """The files of a figure: by which network, of which photographs, what they are called."""
 
     options: argparse.Namespace
-    figure: str
-    extension: str
+    figure: Any  # a Figure
     network: Any
     paths: tuple  # of the photographs
     stem: str  # what the results of these photographs are called
@@ -68,7 +67,7 @@ class Result:
             settings[key] = Path(str(settings.get(key, ""))).name
         settings.pop("output", None)
         settings.pop("figures", None)  # one figure does not depend on the others
-        figure = {"script": self.options.script, "figure": self.figure}
+        figure = {"script": self.options.script, "figure": self.figure.name}
         names = [path.name for path in self.paths[:9]]
         photos = {"photographs": names, "album": self.photo_digest}
         network = {"network": self.network.name, "origin": self.origin}
@@ -99,7 +98,12 @@ class Result:
     def name(self) -> str:
         """The stem of the file names."""
         name = shorten(f"{self.stem}_{self.network.name}", NAME_LIMIT)
-        return f"{name}_{self.figure}"
+        return f"{name}_{self.figure.name}"
+
+    @property
+    def extension(self) -> str:
+        """The ending of the file names."""
+        return self.figure.extension or self.options.format
 
     def path(self, extension: str, suffix: str = "") -> Path:
         """Where a file is written."""
@@ -133,14 +137,13 @@ class Result:
 
     # --- writing ---
 
-    def write(self, drawings: Drawing | Iterable[Drawing]) -> None:
+    def write(self, drawings: Sequence[Drawing]) -> None:
         """Write the files of a figure, the arrays of each before its picture."""
-        drawings = [drawings] if isinstance(drawings, Drawing) else list(drawings)
         self.report_overwritten(drawings)
         for drawing in drawings:
             if drawing.table is not None:
-                table = drawing.table.encode("utf-8")
-                write_whole(self.path("csv", drawing.suffix), functools.partial(put, table))
+                fill = functools.partial(save_text, text=drawing.table)
+                write_whole(self.path("csv", drawing.suffix), fill)
                 continue
             page = self.page(drawing) if drawing.picture is None else drawing.picture
             if self.options.arrays:
@@ -153,16 +156,11 @@ class Result:
         options, network = self.options, self.network
         label = network.heading or network.label
         method = getattr(options, "method", "")
-        method = f" · {method}" if method and self.figure_has_maps else ""
-        figure = self.figure.replace("_", " ")
+        method = f" · {method}" if method and not self.figure.kernels_of else ""
+        figure = self.figure.name.replace("_", " ")
         heading = f"{label} · {figure}{method} · weights: {options.weights.title}"
         bars = [Bar(options.colormap, "max")] if drawing.bars is None else drawing.bars
         return make_page(drawing.rows, heading, drawing.note, bars, options.scale)
-
-    @property
-    def figure_has_maps(self) -> bool:
-        """Whether the figure depends on the CAM method."""
-        return not any(each.kernels_of for each in self.options.chosen if each.name == self.figure)
 
     def write_picture(self, page: Page | np.ndarray, suffix: str, count: int) -> None:
         """Write a page or a picture. count: the number of files of the figure."""
@@ -219,9 +217,9 @@ def save_pixels(file: io.BytesIO, page: np.ndarray, extension: str, about: str) 
     image.save(file, "PNG", pnginfo=info)
 
 
-def put(data: bytes, file: io.BytesIO) -> None:
-    """Write bytes."""
-    file.write(data)
+def save_text(file: io.BytesIO, text: str) -> None:
+    """Save text, in UTF-8."""
+    file.write(text.encode("utf-8"))
 
 
 def write_whole(path: Path, fill: Callable) -> None:

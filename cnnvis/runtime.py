@@ -198,7 +198,7 @@ class BackgroundThread:
         call(*arguments)
 
     def submit(self, call: Callable, *arguments: Any) -> None:
-        """The same, once fewer than `count` wait."""
+        """Like `append`, but wait first while more than `count` calls are pending."""
         while len(self.pending) > self.count or (self.pending and self.pending[0].done()):
             self.pending.popleft().result()
         self.append(call, *arguments)

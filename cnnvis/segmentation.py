@@ -205,7 +205,7 @@ class PixelNetwork:
         output = self.model(x, training=False)
         return class_logits(output, self.scores.kind)[0].numpy()
 
-    def pixels(self, x: np.ndarray) -> Pixels:
+    def predict(self, x: np.ndarray) -> Pixels:
         """The Pixels of one input."""
         logits = self.logits(x)
         winners = logits.argmax(axis=-1)

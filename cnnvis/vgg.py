@@ -5,13 +5,10 @@ The networks themselves are Keras's; how they are drawn is in the scripts."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cnnvis.networks import Network
 from cnnvis.runtime import keras, log
 from utils import IMAGE_FOLDER, UserError
 
@@ -22,7 +19,7 @@ UNKNOWN_CLASS_LOGIT = -20  # of the classes that the bundled classifier does not
 
 
 def vgg_models(options: argparse.Namespace) -> list[str]:
-    """The VGGs drawn: one, where its layers are listed or a file or Image/ holds its weights."""
+    """The VGGs to draw: only one with --list-layers, with bundled weights or a saved network."""
     models = options.models
     if options.weights.word == "bundled":
         if "vgg16" not in models:
@@ -31,12 +28,6 @@ def vgg_models(options: argparse.Namespace) -> list[str]:
             log("bundled weights are VGG16's: vgg19 is left out")
         return ["vgg16"]
     return models[-1:] if options.weights.saved or options.list_layers else models
-
-
-def joined(networks: Iterable[Network]) -> Network:
-    """A network, or the label of both VGGs on the page that they share."""
-    first, *others = networks
-    return replace(first, label="VGG", heading="") if others else first
 
 
 def bundled_vgg16() -> Any:

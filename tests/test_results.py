@@ -59,7 +59,8 @@ def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch):
 
 def result_of(options, *paths, figure="overlay", stem="photo", network="vgg16"):
     parts = types.SimpleNamespace(name=network, label=network, heading="")
-    return results.Result(options, figure, options.format, parts, tuple(map(Path, paths)), stem)
+    figure = types.SimpleNamespace(name=figure, extension="", kernels_of="")
+    return results.Result(options, figure, parts, tuple(map(Path, paths)), stem)
 
 
 SETTINGS = {**WORDS, "layers": ["conv1"], "classes": ["1"], "kernels": Selection((0,)), "seed": 1}
@@ -76,7 +77,7 @@ def test_a_picture_is_known_again_by_every_setting(read, ending, page):
     if page == "page":
         drawing = Drawing([[pages.Tile(PATTERN, "one")]], "note")
     assert not result_of(options, "photo.png").is_drawn()
-    result.write(drawing)
+    result.write([drawing])
     assert result.is_drawn()
     assert not result_of(options, "photo.png", figure="trust").is_drawn()
     for name, value in SETTINGS.items():
@@ -112,13 +113,13 @@ def test_a_network_whose_namesake_s_results_it_overwrites_is_reported_once(read,
         cell = f"settings\n{result.photo_digest} {result.digest} origin {result.origin}\n"
         for suffix in ("_1", "_2"):
             page = {"table": cell} if ending == "csv" else {"rows": [[pages.Tile(PATTERN)]]}
-            result.write(Drawing(suffix=suffix, **page))
+            result.write([Drawing(suffix=suffix, **page)])
         reported.append(capfd.readouterr().err.count("another network named best"))
         digests.add(result.digest)
     assert (len(digests), reported) == (1, [0, 0, 0, 1, 0, 0])
     runtime.log_once.cache_clear()
     options.weights = saved_models.Weights("random")  # of the script's own network
-    result_of(options, "photo.png", network="best").write(Drawing(suffix="_1", **page))
+    result_of(options, "photo.png", network="best").write([Drawing(suffix="_1", **page)])
     assert "--output gives another folder" in capfd.readouterr().err
     for content in (b"", b"origin", b"\xff" * 200_000):
         Path("broken").write_bytes(content)
@@ -132,7 +133,7 @@ def test_what_is_higher_than_a_jpeg_may_be_is_written_as_png_and_known_again(rea
     tall = np.full((66_000, 2, 3), 128, np.uint8)
     drawing = Drawing(picture=tall) if kind == "pixels" else Drawing([[pages.Tile(tall)]])
     result = result_of(options, "photo.png")
-    result.write(drawing)
+    result.write([drawing])
     assert [path.suffix for path in Path("results").iterdir()] == [".png"]
     assert re.search(r"more than a JPEG can be: as PNG", capfd.readouterr().err)
     assert result.is_drawn()

@@ -171,7 +171,7 @@ def test_shares_and_mean_probabilities_are_those_of_the_pixels():
     for region in (None, some_pixels(model)):
         opened, kind = open_with_kind(model, region=region)
         network = segmentation.pixel_network(opened, functools.partial(probabilities, kind=kind))
-        pixels = network.pixels(x)
+        pixels = network.predict(x)
         winners, inside = model(x).numpy()[0].argmax(-1), region
         inside = np.ones_like(winners, bool) if region is None else region
         for index in range(4):
