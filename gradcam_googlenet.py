@@ -68,12 +68,12 @@ COLORMAP = "jet"      # an OpenCV colour map: jet, turbo, viridis, inferno …
 WEIGHTS_WORDS = ["imagenet", "bundled", "random"]
 
 # Each returns weights of the feature maps A, (1, h, w, K), given g = dy/dA, (classes, h, w, K): one
-# a position, of g's shape, or one a map, with h = w = 1
+# a position, of g's shape, or one a map, with h = w = 1. The three scripts have the same methods
 CAM_WEIGHTS = {
     # Equation 1: alpha = 1/Z sum of dy/dA
     "gradcam": lambda g, A: tf.reduce_mean(g, axis=(1, 2), keepdims=True),
     # Chattopadhyay et al. 2017, arXiv 1710.11063, equations 5 and 19, divided by g^2; their factor
-    # exp(y) is left out. Their A are outputs of ReLUs
+    # exp(y) is left out. Their A are outputs of ReLUs, hence relu(A)
     "gradcam++": lambda g, A: tf.reduce_sum(
         tf.math.divide_no_nan(
             tf.nn.relu(g), 2 + g * tf.reduce_sum(tf.nn.relu(A), axis=(1, 2), keepdims=True)
@@ -122,7 +122,7 @@ def grad_cam(
     cams = {}
     for layer, A, dy_dA in zip(outputs, found.activations, found.gradients, strict=True):
         graph.check_gradient(dy_dA, layer)
-        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; index 0 is the photograph
+        alpha = CAM_WEIGHTS[method](dy_dA[:, 0], A)  # equation 1; axis 1 is a batch of one
         cams[layer] = tf.reduce_sum(alpha * A, axis=-1).numpy()  # equation 2, without its ReLU
     return cams, found.logits.numpy()
 

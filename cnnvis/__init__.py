@@ -23,6 +23,9 @@ folder, failures    what is gathered over a folder, with known answers
 drawing             the figures of a run, one after the other
 gradcam_figures, deconvnet_figures              a function a figure, and the registries
 
+To add a figure: a function and a line of the registry, in gradcam_figures or deconvnet_figures. To
+add a CAM method: a line of CAM_WEIGHTS in each of the three scripts.
+
 In a notebook: `open_network`, `layer_geometries`, and `utils` beside this package."""
 
 import importlib

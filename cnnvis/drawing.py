@@ -2,7 +2,7 @@
 
 A figure only makes Drawings. While the network runs, one thread reads the next photographs, and
 another lays out and writes what is drawn. Which figures there are is in gradcam_figures.py and
-deconvnet_figures.py."""
+deconvnet_figures.py; what a figure returns, a Drawing, is in results.py."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Figure:
     draw_folder: Callable | None = None  # draw_folder(evaluation) -> Drawings over all photographs
     collector: Callable | None = None  # collector(evaluation) -> a Collector, or None
     extension: str = ""  # of its files; empty: the --format of pictures
-    needs_classifier: bool = False
+    needs_classifier: bool = False  # DeconvNet's networks are opened without one, to download less
     uses_truths: bool = False  # the names of sub-folders are the right answers
     uses_boxes: bool = False  # --boxes
     shared: bool = False  # one page for all networks: draw(explanations), one a network
-    kernels_of: str = ""  # whose kernels --kernels chooses: those of the `main` or `last` layer
+    kernels_of: str = ""  # it draws kernels of the `main` or `last` layer, and no CAM's
     draws_units: bool = False  # dense layers may be drawn too
     lacks_pixels: str = ""  # why it is not drawn of a segmentation network
 

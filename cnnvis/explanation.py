@@ -38,9 +38,8 @@ class Explanation:
         selection: Selection | None = None,
     ):
         self.options, self.network, self.photo = options, network, photo
-        self.selection = (
-            selection or network.selection
-        )  # classes whose maps are needed: those asked for and true ones
+        # Classes whose maps are computed: those asked for and, in a folder, the true ones
+        self.needed_selection = selection or network.selection
         self.true_boxes = {}  # {class index: [Box, …]}
         self.x = network.prepare(photo.image)
         check_mask(options, photo)
@@ -102,7 +101,7 @@ class Explanation:
         return stretched_geometry(self.x.shape[1:3], *shape, self.options.fit)
 
     def input_geometry(self, layer: str | None, shape: tuple) -> Geometry:
-        """The same for a map that is laid over the network's input instead."""
+        """The Geometry by which such a map is laid over the network's input."""
         return replace(self.geometry(layer, shape), fit="squeeze")
 
     # --- tiles ---
@@ -142,7 +141,8 @@ class Explanation:
     ) -> Tile:
         """The Tile of a map over an image, with its maximum; in grey where nothing is positive.
 
-        word: before the maximum; lack: in its stead; how: colormap and scale of `overlay`."""
+        word: text before the maximum. lack: text where nothing is positive. how: colormap and
+        scale of `overlay`."""
         if not cam.max() > 0:
             return Tile(pale_grey(image), f"{title}\n{lack}")
         how = {"colormap": self.options.colormap, **how}
@@ -269,7 +269,7 @@ class GradCamExplanation(Explanation):
     @functools.cached_property
     def main_maps(self) -> ClassMaps:
         """The ClassMaps of the main layer, for every class that a figure needs."""
-        return self.maps_at([self.network.main_layer], self.selection)
+        return self.maps_at([self.network.main_layer], self.needed_selection)
 
     @property
     def logits(self) -> np.ndarray:
@@ -287,7 +287,7 @@ class GradCamExplanation(Explanation):
         return {index: self.maps[index] for index in self.classes}
 
     def cam_arrays(self) -> dict[str, np.ndarray]:
-        """Those maps as arrays to save."""
+        """The maps of the classes asked for, as arrays to save."""
         return {f"{self.network.main_layer}/{index}": cam for index, cam in self.cams.items()}
 
     def resample_heat(self, cam: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from utils import PREPROCESS_MODES, UserError, colorize, heat_map
 ROWS_PER_PAGE = 8
 MEAN_HEATS = 35  # classes on the page of mean heat at most
 TRIED_PHOTOS = 50  # photographs at most that other preprocessings are tried on
-LINEAR_METHODS = ("gradcam", "hirescam")  # the map of a difference is that of the maps
+LINEAR_METHODS = ("gradcam", "hirescam")  # the map of y1 - y2 is the map of y1 less that of y2
 
 
 class ConfusionCounts(Counter):
@@ -193,7 +193,8 @@ class FailuresCollector:
             title += f", right {self.counts[index, index]}\nmax {mean.max():.2f}"
             tiles.append(Tile(picture, title))
             arrays[f"{network.main_layer}/{index}/mean"] = mean
-        note = f"{network.main_layer} · mean heat of the predicted class, each map of its maximum"
+        note = f"{network.main_layer} · mean heat of the predicted class"
+        note += " · each map divided by its maximum"
         if len(classes) < len(self.heats):
             note += f" · the {len(classes)} most frequent of {len(self.heats)} classes"
         return Drawing(in_grid(tiles), note, network.keyed(arrays), suffix="_heat")
@@ -211,14 +212,14 @@ def failure_row(explanation: GradCamExplanation, failure: Failure) -> list[Tile]
         Tile(image, f"{name}\ntrue: {true}"),
         explanation.heat_tile(image, wrong, layer, f"taken for {predicted}", scale=scale),
         explanation.heat_tile(image, right, layer, f"true: {true}", scale=scale),
-        signed_tile(explanation, image, wrong - right, failure),
+        difference_tile(explanation, image, wrong - right, failure),
     ]
 
 
-def signed_tile(
+def difference_tile(
     explanation: GradCamExplanation, image: np.ndarray, difference: np.ndarray, failure: Failure
 ) -> Tile:
-    """The Tile of a signed map: red where it is positive, blue where it is negative."""
+    """The Tile of the map of the predicted class less that of the true one: red where positive."""
     picture = explanation.signed_picture(image, difference, explanation.network.main_layer)
     short = explanation.network.classes.short
     predicted, true = short(failure.predicted), short(failure.true)

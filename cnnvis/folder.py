@@ -228,7 +228,7 @@ class TableCollector:
         return [Drawing(table=table_text(rows))]
 
     def settings(self) -> str:
-        """By which --skip-existing knows the table, as pictures carry it in their metadata."""
+        """What --skip-existing finds in the table; pictures have it in their metadata."""
         evaluation, photos = self.evaluation, self.evaluation.photos
         figure = next(
             each for each in evaluation.options.chosen if each.collector is TableCollector

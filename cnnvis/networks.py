@@ -92,7 +92,7 @@ class Network:
 
     @property
     def unit(self) -> str:
-        """What its probabilities are called in titles: p, or a number."""
+        """What its output is called in titles: «p», or «number» of a regression."""
         return "number" if self.kind == "number" else "p"
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:

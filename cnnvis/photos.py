@@ -24,13 +24,10 @@ from cnnvis.results import shorten
 from cnnvis.runtime import abbreviate, log
 from utils import IMAGE_FOLDER, PHOTO_FORMATS, UserError, load_image, sub_folders
 
-# The last ones are not read, only reported
+# Those of the second line are not read, only reported
 PHOTO_ENDINGS = ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff"
 PHOTO_ENDINGS += " .heic .heif .avif .dng .cr2 .nef .arw"
-RESULT_NAME = re.compile(
-    r"_(layers|classes|negative|one_class|kernels|guided|overlay_[^_]+|trust|boxes(_summary)?"
-    r"|failures_[^_]+|projections|blocks|comparison|top9|occlusion)\.(jpg|png)$"
-)
+RESULT_NAME = re.compile(r"[^A-Z]+_[^A-Z]+_[^A-Z]+\.(jpg|png)")  # STEM_MODEL_FIGURE.jpg
 ORIENTATION = 274  # the EXIF tag
 PHOTO_STEM_LIMIT = 150  # bytes of the part of a file name that comes from a photograph
 
@@ -98,8 +95,8 @@ class PhotoSet:
     def class_folders(self, count: int, labels: str = "") -> list[str]:
         """The sub-folders that are a network's classes, sorted: all, as Keras's loaders count them.
 
-        Where these are not `count`, and those with photographs are, those. labels: the folder of
-        the sub-folders; default: the given ones."""
+        If their number is not `count`, but the number of those with photographs is, only those.
+        labels: the folder of the sub-folders; default: the given ones."""
         folders = sub_folders(labels) if labels else self.subfolders
         if len(folders) == count or count < 2:  # 1: a number, no class
             return folders
@@ -246,7 +243,7 @@ def is_turned(path: Path) -> bool:
 
 def is_result(path: Path) -> bool:
     """Whether a picture is one of our own, by its name and its metadata."""
-    if not RESULT_NAME.search(path.name):
+    if not RESULT_NAME.fullmatch(path.name):
         return False
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:

@@ -28,7 +28,7 @@ from utils import UserError
 
 JPEG_LIMIT = 65500  # pixels: the largest height that libjpeg allows
 NAME_LIMIT = 170  # bytes of a file name of at most 255: photographs and network
-STEM_LIMIT = 230  # figure and suffix too; `.EXTENSION` and what hides a part of a file follow
+STEM_LIMIT = 230  # figure and suffix too; `.EXTENSION`, and `.PID.part` while it is written, follow
 ENDS = 50_000  # bytes at the start or end of a file that hold its metadata
 QUALITY = 92  # of JPEGs
 
@@ -80,7 +80,7 @@ class Result:
 
     @functools.cached_property
     def origin(self) -> str:
-        """Twelve hex digits that tell networks of one name apart: of where the file is, if any."""
+        """Twelve hex digits of the path of the weights, which tell networks of one name apart."""
         path = self.options.weights.path
         return digest_of_paths([path] if path else [])
 

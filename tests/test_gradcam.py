@@ -22,6 +22,7 @@ from keras import layers as kl
 import cnnvis
 import gradcam_vgg
 from cnnvis import graph
+from cnnvis.failures import LINEAR_METHODS
 from deconvnet_vgg import deconvnet
 from gradcam_vgg import guided_backprop
 
@@ -55,7 +56,7 @@ ON_PAPER = {
 }
 
 
-@pytest.mark.parametrize("method", ON_PAPER)
+@pytest.mark.parametrize("method", gradcam_vgg.CAM_WEIGHTS)
 def test_grad_cam_worked_out_on_paper(grad_cam, method):
     inputs = keras.Input((2, 2, 3))
     maps = kl.Conv2D(2, 1, activation="relu", name="conv")(inputs)
@@ -71,6 +72,13 @@ def test_grad_cam_worked_out_on_paper(grad_cam, method):
     np.testing.assert_allclose(found["conv"], ON_PAPER[method], rtol=1e-6)
     np.testing.assert_array_equal(logits, [1 * 1 + 2 * 3 + 2 * 2 + 0.5, -8 * 3 + 4 * 5])
     assert found["conv"].dtype == logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("method", gradcam_vgg.CAM_WEIGHTS)
+def test_the_methods_that_failures_takes_for_linear_are(method):
+    A, *gs = (noise(1, 3, 4, 5, seed=seed) for seed in range(3))
+    first, second, both = (gradcam_vgg.CAM_WEIGHTS[method](g, A) for g in [*gs, sum(gs)])
+    assert np.allclose(first + second, both, atol=1e-5) == (method in LINEAR_METHODS)
 
 
 def test_guided_backprop_worked_out_on_paper():
