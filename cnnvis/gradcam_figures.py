@@ -17,7 +17,7 @@ from cnnvis.explanation import GradCamExplanation
 from cnnvis.failures import failures_collector
 from cnnvis.faithfulness import measure_faithfulness, rank_correlation
 from cnnvis.folder import TableCollector, box_collector
-from cnnvis.graph import cached_for_model
+from cnnvis.graph import cached_for_model, is_quantised
 from cnnvis.pages import Bar, Tile, in_grid, in_rows
 from cnnvis.results import Drawing
 from cnnvis.runtime import keras, log
@@ -241,7 +241,7 @@ def reinitialise(seed: int, model: Any, regions: np.ndarray | None = None) -> An
         if regions is not None and layer is model.layers[-1]:
             return with_regions(layer, regions)
         config = layer.get_config()
-        if layer.quantization_mode:  # no integers are drawn
+        if is_quantised(layer):  # no integers are drawn
             config["dtype"] = "float32"
         return type(layer).from_config(config)
 

@@ -16,11 +16,16 @@ import numpy as np
 
 from cnnvis.keras2 import SLASH
 from cnnvis.runtime import keras
-from utils import suggest
+from utils import UserError, suggest
 
 # Quantisations that a copy has too. Keras 3.15 computes no gradient through float8, and does not
 # keep among the weights how gptq and awq were calibrated
 QUANTISED = ("int8", "int4")
+
+
+class NoGradientError(UserError, ValueError):
+    """A network without a gradient from its logits to a layer, as after keras.ops.stop_gradient."""
+
 
 # --- flat networks ---
 
@@ -101,7 +106,7 @@ def copy_operation(operation: keras.Operation) -> keras.Operation:
     """A copy of a layer or operation in float32, not built; a quantised layer stays quantised."""
     config = in_float32(operation.get_config())
     is_layer = isinstance(operation, keras.layers.Layer)
-    if is_layer and "dtype" in config and not operation.quantization_mode:
+    if is_layer and "dtype" in config and not is_quantised(operation):
         config["dtype"] = "float32"
     has_activation = "activation" in vars(operation) and "activation" in config
     if has_activation:
@@ -109,7 +114,39 @@ def copy_operation(operation: keras.Operation) -> keras.Operation:
     copy = type(operation).from_config(config)
     if has_activation:
         copy.activation = operation.activation  # Keras may not know it by a name
-    return copy
+    return nested_class()(copy) if isinstance(copy, keras.Model) else copy
+
+
+def is_quantised(operation: keras.Operation) -> bool:
+    """Whether an operation is a layer whose weights are integers."""
+    return bool(getattr(operation, "quantization_mode", None))
+
+
+@functools.cache
+def nested_class() -> type:
+    """The class of a nested network that is not inlined; made here as Keras is imported late."""
+
+    class Nested(keras.layers.Layer):
+        """A layer that calls a network. The `output` of the network itself is not of this call."""
+
+        def __init__(self, network, **how):
+            super().__init__(**how)
+            self.network = network
+
+        def call(self, inputs, training=None, mask=None):
+            masked = {} if mask is None else {"mask": mask}
+            return self.network(inputs, training=training, **masked)
+
+        def get_config(self):
+            return {**super().get_config(), "network": self.network}
+
+        @classmethod
+        def from_config(cls, config):
+            network = config["network"]
+            copy = type(network).from_config(network.get_config())
+            return cls(**{**config, "network": copy})
+
+    return Nested
 
 
 def in_float32(config: Any) -> Any:
@@ -136,13 +173,13 @@ def in_float32(config: Any) -> Any:
 
 
 def named_layers(model: keras.Model, units: bool = False) -> dict[str, keras.Operation]:
-    """The operations with maps (h, w, K), by name, from the first convolution or dense layer on.
+    """The operations with maps (h, w, K), by name, from the first one that is trained on.
 
     units: dense layers too. The second of two layers of one name is `outer/inner`."""
     layers = {}
     started = False
     for operation in model.operations:
-        started = started or bool(re.search("Conv|Dense", type(operation).__name__))
+        started = started or is_trained(operation)
         shape = getattr(operation.output, "shape", ())  # an operation may have several outputs
         has_map = len(shape) == 4 and shape[1:3] != (1, 1)
         is_dense = len(shape) == 2 and hasattr(operation, "kernel")
@@ -151,17 +188,21 @@ def named_layers(model: keras.Model, units: bool = False) -> dict[str, keras.Ope
     return layers
 
 
-def last_of_resolutions(layers: dict, geometries: dict) -> list[str]:
-    """Names of the last layer of every resolution; of those with known positions, if any."""
-    with_geometry, last = {}, {}
+def is_trained(operation: keras.Operation) -> bool:
+    """Whether an operation is a convolution or dense layer, or has weights that such have."""
+    kind = type(unwrap(operation)).__name__
+    is_normalization = re.fullmatch(r"(?!Spectral)\w*Normalization", kind)
+    is_filter = bool(re.search("Conv|Dense", kind))
+    return is_filter or (has_weights(operation) and not is_normalization)
+
+
+def last_of_resolutions(layers: dict) -> list[str]:
+    """Names of the last layer of every resolution."""
+    last = {}
     for name, operation in layers.items():
-        if re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__):
-            continue
-        resolution = operation.output.shape[1:3]
-        last[resolution] = name  # in the order in which the resolutions begin
-        if geometries[name]:
-            with_geometry[resolution] = name
-    return list((with_geometry or last).values())
+        if not re.search("Pool|Dropout|Padding|Cropping", type(operation).__name__):
+            last[operation.output.shape[1:3]] = name  # in the order in which resolutions begin
+    return list(last.values())
 
 
 def get_operation(model: keras.Model, name: str) -> keras.Operation:
@@ -275,9 +316,10 @@ def check_classes(model: keras.Model, classes: Sequence[int], top: int = 0) -> N
 
 
 def check_gradient(gradient: Any, name: str) -> None:
-    """ValueError where there is no gradient, because the logits do not depend on a layer."""
+    """NoGradientError where no gradient of the logits reaches a layer."""
     if gradient is None:
-        raise ValueError(f"No gradient of the logits reaches {name}: they do not depend on it")
+        reason = "they do not depend on it, or an operation between has no gradient"
+        raise NoGradientError(f"no gradient of the logits reaches {name}: {reason}")
 
 
 def check_channels_last(flat: keras.Model) -> None:
@@ -304,20 +346,27 @@ def needs_single_gradients(flat: keras.Model) -> bool:
         kind = type(unwrap(operation))
         is_deep_dense = kind.__name__ == "Dense" and len(operation.output.shape) > 2
         multiplies = is_deep_dense or BATCHED_MATRICES.search(kind.__name__)
-        if multiplies or not kind.__module__.startswith("keras."):
+        if multiplies or not is_keras_own(unwrap(operation)):
             return True
     return False
+
+
+def is_keras_own(operation: keras.Operation) -> bool:
+    """Whether the class of an operation is Keras's own."""
+    return type(operation).__module__.startswith("keras.")
 
 
 def breaks_eagerly(flat: keras.Model) -> bool:
     """Whether a gradient computed eagerly may crash the process.
 
     TensorFlow computes the gradient of the filters too, and oneDNN's kernel for 1 x 1 filters with
-    strides and few channels writes past its memory."""
+    strides and few channels writes past its memory. Layers with others inside may contain it."""
     for operation in flat.operations:
         layer = unwrap(operation)
-        is_strided = max(getattr(layer, "strides", (1,))) > 1
-        is_pointwise = max(getattr(layer, "kernel_size", (3,))) == 1
+        if isinstance(layer, keras.layers.Wrapper) or not is_keras_own(layer):
+            return True
+        is_strided = np.max(getattr(layer, "strides", None) or 1) > 1
+        is_pointwise = np.max(getattr(layer, "kernel_size", 3)) == 1
         if is_strided and is_pointwise and operation.input.shape[-1] < 16:
             return True
     return False

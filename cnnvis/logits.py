@@ -5,6 +5,7 @@ makes such a network of any other; it does not load files (see saved_models.py).
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -19,6 +20,7 @@ from cnnvis.graph import (
     function_name,
     has_weights,
     rebuild,
+    unwrap,
 )
 from cnnvis.runtime import default_keras_settings, keras
 from cnnvis.segmentation import add_region_scores, class_logits
@@ -163,12 +165,12 @@ def find_output_activation(model: keras.Model) -> tuple[str, keras.Operation | N
     be removed."""
     sources = tensor_sources(model)
     last = sources[id(model.outputs[0])]
-    if function_name(last) == "log" and not has_weights(last):
+    if isinstance(unwrap(last), log_class()):
         return "linear", None  # as `as_scores` ends where it could not remove a softmax
     while is_passive(last):
         last = sources[id(keras.tree.flatten(last.input)[0])]
-    if takes_probabilities(last, sources):
-        return "log", None
+    if takes_probabilities(last, sources):  # which may be scaled, or weights of other values
+        return ("log" if gives_probabilities(model) else "linear"), None
     kind = output_activation(last)
     return (kind, last) if kind else ("linear", None)
 
@@ -226,11 +228,33 @@ def remove_activation(model: keras.Model, operation: keras.Operation) -> Any:
     return x
 
 
+def gives_probabilities(model: keras.Model) -> bool:
+    """Whether a network returns numbers from 0 to 1 for a black, a grey and a random input."""
+    shape = model.inputs[0].shape[1:]
+    random = np.random.default_rng(0).uniform(-128, 255, shape)
+    batch = np.float32([np.zeros(shape), np.full(shape, 128), random])
+    values = [keras.ops.convert_to_numpy(model(x[None], training=False)) for x in batch]
+    return -1e-3 <= np.min(values) <= np.max(values) <= 1 + 1e-3
+
+
+@functools.cache
+def log_class() -> type:
+    """The class of a layer that returns log p; made here because Keras is imported late."""
+
+    class LogProbabilities(keras.layers.Layer):
+        """log p of p. Its name is like no other's, unlike those of bare operations."""
+
+        def call(self, output):
+            return class_logits(output, "log")
+
+    return LogProbabilities
+
+
 def as_scores(output: Any, kind: str, pair: bool) -> tuple[Any, str]:
     """Scores of two classes or more, and their kind; of one linear unit a number, if not a pair."""
     is_single = output.shape[-1] == 1
     if kind == "log":
-        return class_logits(output, kind), kind
+        return log_class()(name=f"log{SLASH}p", dtype="float32")(output), kind
     if not is_single:
         return output, "softmax" if kind == "linear" else kind
     if kind == "softmax":

@@ -297,7 +297,7 @@ def select_parts(
     """A Network with the layers, kernels and classes that the options choose. UserError: unknown
     ones."""
     geometries = layer_geometries(model)
-    layers, main_layer = choose_layers(options, spec, model, geometries)
+    layers, main_layer = choose_layers(options, spec, model, label)
     check_kernels(options, model, layers, main_layer)
     selection = classes.select(options.classes) if len(classes) else Selection()
     pixels = pixel_network(model, functools.partial(probabilities, kind=kind))
@@ -323,16 +323,16 @@ def select_parts(
 
 
 def choose_layers(
-    options: argparse.Namespace, spec: ModelSpec, model: Any, geometries: dict
+    options: argparse.Namespace, spec: ModelSpec, model: Any, label: str
 ) -> tuple[list[str], str]:
     """Names of the layers drawn, and the one of figures of one layer. UserError: unknown ones."""
     known = named_layers(model, units=options.draws_units)
     with_maps = {name: each for name, each in known.items() if len(each.output.shape) == 4}
     words, main_layer = options.layers, None
     if words == ["all"] and is_segmentation(model):
-        words, main_layer = layers_down_and_up(model, with_maps, geometries)
+        words, main_layer = layers_down_and_up(model, with_maps)
     elif words == ["all"] and options.weights.saved:
-        words = last_of_resolutions(with_maps, geometries)
+        words = last_of_resolutions(with_maps)
     elif words == ["all"]:
         words, main_layer = spec.default_layers, spec.main_layer
     chosen = []
@@ -340,10 +340,10 @@ def choose_layers(
         matches = [name for name in known if fnmatch.fnmatchcase(name.lower(), word.lower())]
         if not matches:
             hint = suggest(word, list(known)) or ": see --list-layers"
-            raise UserError(f"{model.name} has no layer {word}{hint}")
+            raise UserError(f"{label} has no layer {word}{hint}")
         chosen += matches
     if not chosen:
-        raise UserError(f"{model.name} has no layer with a map: see --list-layers")
+        raise UserError(f"{label} has no layer with weights whose output is a map, (h, w, K)")
     return list(dict.fromkeys(chosen)), main_layer or chosen[-1]
 
 

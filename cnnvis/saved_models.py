@@ -98,6 +98,9 @@ class Weights:
 
 def refuse_foreign(path: Path) -> None:
     """UserError for a network that another library saved, with what to do; costs no TensorFlow."""
+    if (path / "saved_model.pb").exists() and not (path / "keras_metadata.pb").exists():
+        lost = "that keeps no layers, as Keras 3 exports it: give the .keras file of the network"
+        raise UserError(f"{path} is a SavedModel {lost}")
     if (path / "saved_model.pb").exists():
         load_it = "tf_keras.models.load_model opens it, .save('mine.h5') saves it as a Keras file"
         raise UserError(f"{path} is a SavedModel: {load_it}")

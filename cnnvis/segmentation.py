@@ -152,7 +152,7 @@ def score_layers(model: Any) -> set[str]:
     return found
 
 
-def layers_down_and_up(model: Any, layers: dict, geometries: dict) -> tuple[list[str], str | None]:
+def layers_down_and_up(model: Any, layers: dict) -> tuple[list[str], str | None]:
     """Names of the last layer of every resolution on the way down and on the way up, and of the
     smallest resolution; of layers whose maps are not scores yet, if any."""
     scores = score_layers(model)
@@ -161,14 +161,14 @@ def layers_down_and_up(model: Any, layers: dict, geometries: dict) -> tuple[list
     def area(name):
         return np.prod(kept[name].output.shape[1:3])
 
-    smallest = min(last_of_resolutions(kept, geometries), key=area, default=None)
+    smallest = min(last_of_resolutions(kept), key=area, default=None)
     if smallest is None:
         return [], None
     names = list(kept)
     cut = names.index(smallest) + 1
     found = []
     for part in (names[:cut], names[cut:]):
-        found += last_of_resolutions({name: kept[name] for name in part}, geometries)
+        found += last_of_resolutions({name: kept[name] for name in part})
     return found, smallest
 
 

@@ -365,9 +365,10 @@ def test_networks_of_other_libraries_and_pointers_of_git_lfs(tmp_path):
         with pytest.raises(utils.UserError, match=r"(Lite|ONNX|PyTorch|graph).*Keras"):
             saved_models.refuse_foreign(tmp_path / name)
     saved_models.refuse_foreign(tmp_path)
-    (tmp_path / "saved_model.pb").touch()
-    with pytest.raises(utils.UserError, match=r"SavedModel.*mine\.h5"):
-        saved_models.refuse_foreign(tmp_path)
+    for name, line in {"saved_model.pb": "keeps no layers", "keras_metadata.pb": "mine.h5"}.items():
+        (tmp_path / name).touch()
+        with pytest.raises(utils.UserError, match=f"SavedModel.*{line}"):
+            saved_models.refuse_foreign(tmp_path)
     (tmp_path / "mine.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:58ff")
     with pytest.raises(utils.UserError, match="git lfs pull"):
         saved_models.refuse_foreign(tmp_path / "mine.h5")

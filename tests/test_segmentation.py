@@ -13,7 +13,7 @@ from keras import layers as kl
 
 import cnnvis
 from cnnvis import segmentation
-from cnnvis.geometry import layer_geometries, stretched_geometry
+from cnnvis.geometry import stretched_geometry
 from cnnvis.graph import named_layers
 from cnnvis.logits import open_with_kind, probabilities
 from gradcam_vgg import grad_cam, guided_backprop
@@ -216,5 +216,5 @@ def test_layers_are_the_last_of_every_resolution_down_and_up():
     for network, (build, main) in NETWORKS.items():
         model = cnnvis.open_network(build(ENDS["Softmax"]))
         layers = named_layers(model)
-        found = segmentation.layers_down_and_up(model, layers, layer_geometries(model))
+        found = segmentation.layers_down_and_up(model, layers)
         assert found == (expected[network], main)

@@ -13,7 +13,6 @@ from shapes_unet import scenes
 from test_segmentation import ENDS, conv, region_scores, unet
 
 import cnnvis
-from cnnvis.geometry import layer_geometries
 from cnnvis.gradcam_figures import reinitialise
 from cnnvis.graph import named_layers
 from cnnvis.segmentation import layers_down_and_up
@@ -74,7 +73,7 @@ def test_an_encoder_of_several_outputs_is_inlined():
     joined = kl.Concatenate(name="joined")([kl.UpSampling2D()(bottom), skip])
     model = shake(keras.Model(photo, kl.Conv2D(3, 1)(conv(joined, 4, "up"))))
     opened, x = cnnvis.open_network(model), noise(1, 16, 24, 3)
-    found = layers_down_and_up(opened, named_layers(opened), layer_geometries(opened))
+    found = layers_down_and_up(opened, named_layers(opened))
     assert found == (["down1", "bottom", "up"], "bottom")
     maps, _ = grad_cam(opened, x, ["joined"], [0, 2])
     expected, _ = textbook(model, x, "joined", [0, 2], score=region_scores)
