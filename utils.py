@@ -38,7 +38,7 @@ class UserError(Exception):
 def suggest(word: str, known: Sequence[str]) -> str:
     """A "did you mean" hint for a mistyped word, or the list of what is known, or nothing."""
     word = word[:99]
-    near = [name for name in known if word.lower() in name.lower()][-3:]
+    near = [name for name in known if word and word.lower() in name.lower()][-3:]
     near = near or difflib.get_close_matches(word, known, 3, 0.5)
     if near:
         return f": did you mean {', '.join(near)}?"
@@ -56,17 +56,17 @@ def check_choice(name: str, value: Any, known: Sequence) -> None:
 # --- load an image ---
 
 
-def load_image(path: str | Path, upright: bool = True) -> np.ndarray:
-    """The pixels of a photograph, uint8 (H, W, 3), RGB; transparent parts are white.
+def load_image(path: str | Path, upright: bool = True, background: str = "white") -> np.ndarray:
+    """The pixels of a photograph, uint8 (H, W, 3), RGB.
 
-    upright: turn it as its EXIF orientation says. UserError: a file that cannot be read. Pillow
-    refuses a file that ends early; OpenCV returns grey for what is missing."""
+    upright: turn it as its EXIF orientation says. background: behind transparent parts. UserError:
+    it cannot be read. Pillow refuses a file that ends early; OpenCV returns grey for the rest."""
     try:
         check_file(Path(path))
         with Image.open(path, formats=PHOTO_FORMATS) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels: shrink it")
-            return rgb_pixels(image, path, upright)
+            return rgb_pixels(image, path, upright, background)
     except Exception as error:  # a decoder fails in many ways on a broken file
         formats = ", ".join(PHOTO_FORMATS)
         raise UserError(f"cannot read the photograph {path} ({formats}): {error}") from error
@@ -95,7 +95,7 @@ def refuse_lfs_pointer(path: Path) -> None:
         raise UserError(f"{path} is a Git LFS pointer, not the file itself: run «git lfs pull»")
 
 
-def rgb_pixels(image: Image.Image, path: str | Path, upright: bool) -> np.ndarray:
+def rgb_pixels(image: Image.Image, path: str | Path, upright: bool, background: str) -> np.ndarray:
     """The pixels of an open Pillow image, uint8 (H, W, 3)."""
     if upright:
         image = ImageOps.exif_transpose(image)
@@ -103,7 +103,7 @@ def rgb_pixels(image: Image.Image, path: str | Path, upright: bool) -> np.ndarra
         image = Image.fromarray(to_8_bits(np.asarray(image, np.float32), image.mode, path))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return np.asarray(image.convert("RGB"))
 
 
@@ -289,10 +289,10 @@ class ClassNames:
             numbers = " or ".join(map(str, matches))
             raise UserError(f"{len(matches)} classes are named {word!r}: give an index, {numbers}")
         if not matches:
-            known = [name.lower() for name in self.names]
+            hint = suggest(key, [name.lower() for name in self.names])
             if re.fullmatch(r"(top|-)?\d+", key):
-                known = [f"0 … {len(self) - 1}", "top1 … top99"]
-            raise UserError(f"unknown class {word[:99]!r}{suggest(key, known)}")
+                hint = f": one of 0 … {len(self) - 1}, top1 … top99"
+            raise UserError(f"unknown class {word[:99]!r}{hint}")
         return matches[0]
 
     def select(self, words: Sequence[str]) -> Selection:
@@ -332,6 +332,8 @@ def read_classes(labels: str = "", count: int = 1000) -> ClassNames:
 def read_labels(path: Path) -> list[str]:
     """The names in a file: a line a class, or «0,disc»; in .json {name: index} or names."""
     text = decode_text(path.read_bytes()).strip()
+    if "\0" in text:
+        raise UserError(f"{path} is no text file")
     if path.suffix.lower() == ".json":
         return json_labels(path, text)
     lines = [line.strip() for line in text.splitlines()]
@@ -342,15 +344,15 @@ def read_labels(path: Path) -> list[str]:
 
 
 def json_labels(path: Path, text: str) -> list[str]:
-    """The names in JSON, of {name: index}, as class_indices of Keras's generators, or of names."""
+    """The names in JSON: a list, {name: index} as Keras's class_indices, or {index: name}."""
     try:
         labels = json.loads(text)
         if isinstance(labels, dict):
-            names = {index: name for name, index in labels.items()}
-            labels = [names[index] for index in range(len(names))]
+            pairs = [(int(a), b) if isinstance(b, str) else (b, a) for a, b in labels.items()]
+            labels = [dict(pairs)[index] for index in range(len(pairs))]
         return list(map(str, labels))
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is no JSON of {{name: index from 0}}: {error!r}") from error
+        raise UserError(f"{path} is no JSON of {{name: index}}, indices from 0") from error
 
 
 def decode_text(data: bytes) -> str:

@@ -145,8 +145,8 @@ def find_true_boxes(
             found[path] = by_index
     name, reasons = f"--boxes {options.boxes}", abbreviate(list(unknown.values()))
     if not found:
-        listed = abbreviate(list(map(str, read)))
-        nothing = f"none of the photographs has a box there ({listed})"
+        listed = abbreviate(list(map(str, read))) or "no line"
+        nothing = f"none of the photographs has a box there ({listed}; paths are from its folder)"
         raise UserError(f"{name}: {reasons or nothing}")
     if unknown:
         log(f"{name}: boxes are left out: {reasons}")

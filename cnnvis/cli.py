@@ -119,7 +119,7 @@ def size_type(text: str) -> tuple[int, int] | None:
 
 def name_type(text: str) -> str:
     """An argparse type: a name for file names, or nothing."""
-    if re.search(r"[/\\\0]", text):
+    if re.search(r"[/\\\0-\x1f]", text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a name without / and \\")
     return text.strip()
 
@@ -322,7 +322,7 @@ def read_option_files(options: argparse.Namespace) -> None:
 def read_mask(path: str) -> np.ndarray:
     """The region of a picture, bool (H, W): what is not black. UserError: there is none."""
     try:
-        region = load_image(path).any(axis=-1)
+        region = load_image(path, background="black").any(axis=-1)
     except UserError as error:
         raise UserError(f"--mask: {error}") from error
     if not region.any():
@@ -334,5 +334,5 @@ def check_output(folder: Path) -> None:
     """Create the folder of the results. UserError: it cannot be written."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         raise UserError(f"cannot write into the folder {folder}: choose another by --output")

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from cnnvis.runtime import quiet, tf
+from cnnvis.runtime import log_once, quiet, tf
 from utils import UserError
 
 WAIT_SECONDS = 60  # for the other workers to start
+SILENT_SECONDS = 10  # before it says that it waits
 WATCH_SECONDS = 5  # between two looks at them
 MISSES = 3  # that make a worker a lost one
 GATHERED = {  # the classes of what is gathered
@@ -99,6 +100,8 @@ class Cluster:
                 while missing and time.monotonic() < ends:
                     time.sleep(0.2)
                     missing = self.silent()
+                    if missing and time.monotonic() > ends - WAIT_SECONDS + SILENT_SECONDS:
+                        log_once(f"waiting for {self.names[missing[0]]}")
         except OSError as error:
             reason = os.strerror(error.errno or 0)
             raise UserError(f"{self.names[self.index]} cannot open its port: {reason}") from error

@@ -42,7 +42,6 @@ class Explanation:
         self.needed_selection = selection or network.selection
         self.true_boxes = {}  # {class index: [Box, …]}
         self.x = network.prepare(photo.image)
-        check_mask(options, photo)
 
     # --- classes ---
 
@@ -193,18 +192,6 @@ class Explanation:
     def note(self, text: str) -> str:
         """The line below a page's heading: the photograph's name and a text."""
         return f"{self.photo.path.name} · {text}"
-
-
-def check_mask(options: argparse.Namespace, photo: Photo) -> None:
-    """UserError for a mask of another size than a photograph's."""
-    if options.region is None:
-        return
-    height, width = options.region.shape
-    if photo.image.shape[:2] != (height, width):
-        size = "{1} x {0}".format(*photo.image.shape)
-        raise UserError(
-            f"--mask {options.mask} is {width} x {height} pixels, {photo.path} is {size}"
-        )
 
 
 def checked_logits(network: Network, logits: np.ndarray) -> np.ndarray:

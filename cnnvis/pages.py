@@ -27,6 +27,7 @@ PAGE_WIDTH = 1200  # the width that tiles are made for; a page is as wide as its
 GAP = 10  # between tiles
 MARGIN = 14  # around a page
 LARGEST_TILE = 580
+LINES = 12  # of a text, at most
 SETTINGS_LOCK = threading.RLock()  # matplotlib's settings are those of all threads
 # Fonts with other characters than matplotlib's own, if the machine has them
 FALLBACK_FONTS = (
@@ -147,8 +148,8 @@ def report_unknown_characters(text: str) -> None:
         return
     for character in text:
         if ord(character) > 0x24F and ord(character) not in known_characters():
-            script = unicodedata.name(character, "unknown").split()[0]
-            log_once(f"no font of this machine has {script} characters: titles show boxes")
+            name = unicodedata.name(character, "")
+            log_once(f"no font of this machine has U+{ord(character):X} {name}: titles show boxes")
             return
 
 
@@ -171,6 +172,8 @@ class Page:
         lines = []
         for part in text.split("\n"):
             lines += textwrap.wrap(part, max(int(room / size / 0.84), 4))
+        if len(lines) > LINES:
+            lines = [*lines[: LINES - 1], "…", lines[-1]]
         self.texts.append((x, y, "\n".join(lines), size, weight))
         return y + round(1.77 * size * len(lines)) + 3
 

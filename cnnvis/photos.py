@@ -52,6 +52,7 @@ class PhotoSet:
     subfolder_of: dict  # {path: the sub-folder of a given folder that holds it}
     subfolders: list  # every sub-folder of the given folders, sorted
     upright: bool = True  # turn photographs by their EXIF orientation
+    region: np.ndarray | None = None  # of --mask, which has the size of every photograph
     unreadable: dict = field(default_factory=dict)  # {path: why}
     turned: bool = False  # whether a photograph that is turned upright was reported
     decoded: dict = field(default_factory=dict)  # {path: pixels} of a single photograph
@@ -121,7 +122,9 @@ class PhotoSet:
         if path in self.decoded:
             return self.decoded[path]
         try:
-            return load_image(path, self.upright)
+            image = load_image(path, self.upright)
+            check_mask(self.region, image, path)
+            return image
         except UserError as error:
             return error
 
@@ -172,10 +175,20 @@ def find_photos(options: argparse.Namespace, images: str | Sequence[str]) -> Pho
         subfolder_of=find_subfolders(roots, paths),
         subfolders=sorted({folder for root in roots for folder in sub_folders(root)}),
         upright=not options.as_stored,
+        region=options.region,
     )
     if len(paths) == 1:  # a broken one is reported at once, and a good one is decoded once
-        photos.decoded[paths[0]] = load_image(paths[0], photos.upright)
+        image = photos.decoded[paths[0]] = photos.decode(paths[0])
+        if isinstance(image, UserError):
+            raise image
     return photos
+
+
+def check_mask(region: np.ndarray | None, image: np.ndarray, path: Path) -> None:
+    """UserError for a mask, (H, W), of another size than a photograph's."""
+    if region is not None and region.shape != image.shape[:2]:
+        mask, photo = ("{1} x {0}".format(*array.shape) for array in (region, image))
+        raise UserError(f"--mask is {mask} pixels, and {path} is {photo}")
 
 
 def set_name(arguments: Sequence[str], roots: list, paths: list, stems: dict) -> str:
@@ -211,7 +224,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[Path]:
         for path in map(Path, paths or [word]):
             found += walk(path) if path.is_dir() else [path]
     if not found:
-        raise UserError(f"no photographs in {', '.join(arguments)} (endings: {PHOTO_ENDINGS})")
+        where = ", ".join(arguments) or "the constant IMAGES"
+        raise UserError(f"no photographs in {where} (endings: {PHOTO_ENDINGS})")
     return list(dict.fromkeys(found))
 
 
@@ -232,7 +246,7 @@ def walk(folder: Path) -> list[Path]:
             pending += [link for name in subfolders if (link := Path(place, name)).is_symlink()]
             paths = [Path(place, name) for name in files if not name.startswith(".")]
             found += [path for path in paths if path.suffix.lower() in endings]
-    return [path for path in sorted(found) if path.is_file() and not is_result(path)]
+    return [path for path in sorted(found) if not is_result(path)]
 
 
 def is_turned(path: Path) -> bool:
@@ -243,7 +257,7 @@ def is_turned(path: Path) -> bool:
 
 def is_result(path: Path) -> bool:
     """Whether a picture is one of our own, by its name and its metadata."""
-    if not RESULT_NAME.fullmatch(path.name):
+    if not RESULT_NAME.fullmatch(path.name) or not path.is_file():
         return False
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
@@ -258,7 +272,7 @@ def name_results(paths: Sequence[Path]) -> dict[Path, str]:
     stems, taken = {}, set()
     cut = functools.partial(shorten, limit=PHOTO_STEM_LIMIT)
     for path in paths:
-        stem = cut(path.stem.lower())
+        stem = cut(re.sub(r"[\0-\x1f]", "_", path.stem.lower()))
         if stem in taken:
             parent = path.resolve().parent.name
             stem = cut(f"{parent}_{path.name.replace('.', '_')}".lower())

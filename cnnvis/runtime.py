@@ -43,8 +43,8 @@ def log(text: str) -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line on stderr."""
-    with STDERR_LOCK:
+    """Print a line on stderr, unless that is closed or its disk is full."""
+    with STDERR_LOCK, contextlib.suppress(OSError):
         print(line, file=sys.stderr)
 
 
@@ -74,8 +74,12 @@ class LazyModule:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        with quiet():
-            module = importlib.import_module(self._name)
+        try:
+            with quiet():
+                module = importlib.import_module(self._name)
+        except Exception as error:  # Keras reads its settings
+            hint = "it may be the settings in ~/.keras/keras.json"
+            raise UserError(f"cannot import {self._name}: {error} ({hint})") from error
         value = getattr(module, attribute)
         setattr(self, attribute, value)
         return value

@@ -73,6 +73,7 @@ MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other
         "a part of it is in another file, which is not read: save the network as a whole"
     ),
     "No cast function available": "its numbers are bfloat16: save the network as .keras",
+    "truncated file": "it is truncated: copy or download it again",
     "^RecursionError": "its config is nested too deeply",
     "^DataLossError": "it is not a checkpoint, or is incomplete",
     "^ValueError: .*(allow_pickle=False|contains pickled)": "it holds no arrays, or pickled ones",
@@ -104,6 +105,8 @@ def refuse_foreign(path: Path) -> None:
     if (path / "saved_model.pb").exists():
         load_it = "tf_keras.models.load_model opens it, .save('mine.h5') saves it as a Keras file"
         raise UserError(f"{path} is a SavedModel: {load_it}")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no regular file")  # reading a pipe may wait for ever
     if path.is_file():
         refuse_lfs_pointer(path)
     if path.suffix.lower() in FOREIGN:
@@ -119,8 +122,8 @@ def is_saved_network(path: Path) -> bool:
             if not len(file) and not len(file.attrs):
                 raise UserError(f"{path} is an HDF5 file with nothing in it")
             return "model_config" in file.attrs
-    except OSError as error:  # its message does not name the file
-        raise UserError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {explain_error(error, path)}") from error
 
 
 def is_loading_error(error: Exception) -> bool:

@@ -18,7 +18,11 @@ def test_characters_that_no_font_has_are_reported_once(monkeypatch, capsys, has_
     for title in ("Überraß · ≥ 0.5 →", "猫", "猫 2"):
         pages.make_page([[pages.Tile(PATTERN, title)]], "heading", title)
     err = capsys.readouterr().err
-    assert err.count("CJK characters: titles show boxes") == err.count("\n") == (not has_font)
+    assert (
+        err.count("U+732B CJK UNIFIED IDEOGRAPH-732B: titles show boxes")
+        == err.count("\n")
+        == (not has_font)
+    )
 
 
 def test_fonts_of_this_machine_are_used_for_other_characters(monkeypatch):
@@ -49,3 +53,11 @@ def test_rendered_pixels_do_not_depend_on_a_person_s_matplotlibrc():
         assert matplotlib.rcParams["font.size"] == 30  # a notebook's settings are restored
     blank = pages.render(Figure((1, 1), dpi=50, facecolor="white"))
     assert blank.shape == (50, 50, 3) and (blank == 255).all()
+
+
+def test_a_title_of_many_lines_is_cut_in_the_middle():
+    page = pages.make_page(
+        [[pages.Tile(PATTERN, f"first {'very ' * 99}\nlast")]], "heading", "note"
+    )
+    lines = page.texts[-1][2].split("\n")
+    assert (len(lines), lines[0], lines[-2:]) == (pages.LINES + 1, "first very", ["…", "last"])

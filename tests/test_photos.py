@@ -35,7 +35,9 @@ def tree(tmp_path, monkeypatch):
 
 
 def photos_of(*given):
-    return photos.find_photos(argparse.Namespace(images=[*map(str, given)], as_stored=False), [])
+    return photos.find_photos(
+        argparse.Namespace(images=[*map(str, given)], as_stored=False, region=None), []
+    )
 
 
 FOUND = {  # what is typed: what is found, and what results are called, of each and of all
@@ -81,13 +83,16 @@ def test_links_to_folders_are_followed_and_each_real_folder_is_read_once(tmp_pat
     Path("all/cat/again").symlink_to(tmp_path / "all/dog")
     Path("all/fox").symlink_to(tmp_path / "elsewhere/fox")
     Path("elsewhere/fox/loop").symlink_to(tmp_path / "all")
+    Path("all/dog/gone.jpg").symlink_to(tmp_path / "nowhere")  # named when it is read
     found = photos_of("all")
     assert [path.as_posix() for path in found.paths] == [
         "all/cat/1.png",
         "all/dog/2.png",
+        "all/dog/gone.jpg",
         "all/fox/3.png",
     ]
-    assert [*found.subfolder_of.values()] == found.subfolders == ["cat", "dog", "fox"]
+    assert found.subfolders == ["cat", "dog", "fox"]
+    assert [*found.subfolder_of.values()] == ["cat", "dog", "dog", "fox"]
 
 
 def test_a_single_photograph_is_decoded_once_and_a_broken_one_is_reported(tree, monkeypatch):
@@ -146,7 +151,9 @@ def test_a_photograph_that_is_turned_is_reported_once(tmp_path, capsys, stored):
     for name in "abc":
         more = {"exif": exif} if name > "a" else {}
         Image.fromarray(PATTERN).save(tmp_path / f"{name}.jpg", **more)
-    found = photos.find_photos(argparse.Namespace(images=[str(tmp_path)], as_stored=stored), [])
+    found = photos.find_photos(
+        argparse.Namespace(images=[str(tmp_path)], as_stored=stored, region=None), []
+    )
     assert len(list(found.readable())) == 3
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (0 if stored else 1) and all("--as-stored" in line for line in lines)

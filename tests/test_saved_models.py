@@ -3,6 +3,7 @@ classes that --import makes known."""
 
 import errno
 import json
+import os
 import pickle
 import re
 import shutil
@@ -369,6 +370,9 @@ def test_networks_of_other_libraries_and_pointers_of_git_lfs(tmp_path):
         (tmp_path / name).touch()
         with pytest.raises(utils.UserError, match=f"SavedModel.*{line}"):
             saved_models.refuse_foreign(tmp_path)
+    os.mkfifo(tmp_path / "pipe.keras")
+    with pytest.raises(utils.UserError, match="no regular file"):
+        saved_models.refuse_foreign(tmp_path / "pipe.keras")
     (tmp_path / "mine.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:58ff")
     with pytest.raises(utils.UserError, match="git lfs pull"):
         saved_models.refuse_foreign(tmp_path / "mine.h5")

@@ -1,6 +1,7 @@
 """Runs on a segmentation network: every figure of a photograph, with or without mask; refusals."""
 
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -26,10 +27,13 @@ def photo(tmp_path):
     mask = np.zeros((60, 120), np.uint8)
     mask[:30, 40:] = 1
     Image.fromarray(mask).save(tmp_path / "mask.png")
+    layers = [np.full_like(mask, grey) for grey in (200, 0)]
+    for name, layer in zip(("white", "black"), layers, strict=True):
+        Image.fromarray(np.dstack([layer, 255 * mask])).save(tmp_path / f"{name}_brush.png")
     return save_photo(tmp_path / "photo.png")
 
 
-@pytest.mark.parametrize("mask", ["", "--mask mask.png"])
+@pytest.mark.parametrize("mask", ["", "--mask mask.png", "--mask white_brush.png"])
 def test_every_figure_of_a_photograph(run, photo, mask):
     figures = "layers,classes,negative,one_class,kernels,guided,overlay,trust"
     words = f"{photo} --weights unet.keras {mask} --classes top2 --arrays --figures"
@@ -47,6 +51,14 @@ def test_every_figure_of_a_photograph(run, photo, mask):
     assert [key for key in found if "bottom/" in key][:2] == [f"unet/bottom/{i}" for i in top]
 
 
+def test_of_several_photographs_those_of_another_size_than_the_mask_are_skipped(run, photo):
+    other = save_photo(Path("other.png"), size=(50, 60))
+    words = f"{other} {photo} --weights unet.keras --mask mask.png --figures overlay --classes 0"
+    done = run("gradcam_vgg", words)
+    assert (done.code, done.files()) == (1, {"photo_unet_overlay_0.jpg"})
+    assert "skipped: --mask is 120 x 60 pixels, and other.png is 50 x 60" in done.err
+
+
 def test_refusals_are_one_line(run, photo):
     Image.new("L", (120, 60)).save("black.png")
     Image.new("L", (60, 120), 255).save("turned.png")
@@ -54,7 +66,8 @@ def test_refusals_are_one_line(run, photo):
     refused = {
         "--weights unet.keras --mask none.png": "--mask: cannot read the photograph none.png",
         "--weights unet.keras --mask black.png": "--mask black.png is black",
-        "--weights unet.keras --mask turned.png": "turned.png is 60 x 120 pixels.*is 120 x 60",
+        "--weights unet.keras --mask black_brush.png": "black_brush.png is black",
+        "--weights unet.keras --mask turned.png": "--mask is 60 x 120 pixels.*is 120 x 60",
         "--weights classifier.keras --mask mask.png": "a mask is for segmentation networks",
         "--weights random --mask mask.png": "--mask is for a segmentation network",
         "--weights unet.keras --figures boxes,table": "segmentation network; boxes is left out",

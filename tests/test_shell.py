@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import keras
 import pytest
 from helpers import small
-from runs import ROOT, SCRIPTS, read_options, start
+from runs import CAT, ROOT, SCRIPTS, program, read_options, start
 
 from cnnvis import networks, results, runtime
 
@@ -80,3 +81,27 @@ def test_a_stdout_that_takes_nothing_is_one_line(write, lack, monkeypatch, capsy
     assert err.count("\n") == 1 and f"to stdout ({os.strerror(LACKS[lack])})" in err
     assert len(written) == (lack != "closed")
     assert not written or write is print_help or "каталог".encode() in written[0]
+
+
+def test_a_person_s_settings_of_matplotlib_and_keras(tmp_path):
+    """Of matplotlib they are not read; unreadable ones of Keras are one line."""
+    folder = tmp_path / ".config" / "matplotlib"
+    folder.mkdir(parents=True)
+    (folder / "matplotlibrc").write_bytes(b"\xff\xfe")
+    words = f"{CAT} --weights random --figures overlay --classes 0"
+    env = {"MPLBACKEND": "module://none.there", "KERAS_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    done = program("gradcam_googlenet", words, cwd=tmp_path, **env)
+    assert (done.code, len(done.out)) == (0, 1), done.err
+    (tmp_path / "keras.json").write_text('{"epsilon": 1}')
+    done = program("gradcam_googlenet", words, "--output other", cwd=tmp_path, **env)
+    assert done.code == 2 and not done.out
+    assert re.match("error: cannot import keras: .*epsilon.*keras.json", done.err[-1]), done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="of Linux")
+def test_a_stderr_that_takes_nothing_loses_no_picture(tmp_path):
+    words = [CAT, "--weights", ROOT / "Image" / "shapes.keras", "--figures", "classes"]
+    command = [sys.executable, ROOT / "gradcam_vgg.py", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stderr=full)
+    assert done.returncode == 0 and len([*tmp_path.glob("results/*.jpg")]) == 1

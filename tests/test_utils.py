@@ -185,6 +185,7 @@ def test_classes_are_asked_for_by_labels(tmp_path, monkeypatch, labels_words):
 NUMBERED = {  # files that say more than a name a line
     "class_indices.json": b'{"disc": 1, "10": 2, "caf\xc3\xa9": 0}',
     "names.json": '["café", "disc", "10"]'.encode(),
+    "id2label.json": '{"0": "café", "2": "10", "1": "disc"}'.encode(),
     "utf16.txt": "café\r\ndisc\r\n10\r\n".encode("utf-16"),
     "numbered.csv": "0,café\n2,10\n1,disc\n".encode(),
 }
