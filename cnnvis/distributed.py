@@ -5,6 +5,8 @@ Every worker runs the same command; collectives gather what figures over all pho
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import contextlib
 import hashlib
 import io
 import os
@@ -142,17 +144,31 @@ class Cluster:
     # --- gathering ---
 
     def gather(self, value: Any) -> list:
-        """What every worker gives, in their order. UserError: one of them ended."""
-        self.check()
+        """What every worker gives, in their order. UserError: one of them ended.
+
+        Another thread waits in TensorFlow, so that Ctrl-C and the loss of a worker end it."""
+        gathered = concurrent.futures.Future()
+        threading.Thread(target=self.exchange, args=(value, gathered), daemon=True).start()
+        while True:
+            self.check()
+            with contextlib.suppress(TimeoutError):
+                return gathered.result(timeout=1)
+
+    def exchange(self, value: Any, gathered: concurrent.futures.Future) -> None:
+        """Set what every worker gives as the result of a Future."""
         content = np.frombuffer(pickle.dumps(value), np.uint8)
         content = np.pad(content, (0, -len(content) % 4)).view(np.int32)  # uint8 is not gathered
         try:
             sizes = self.collect(np.array([len(content)], np.int32))
             parts = np.split(self.collect(content), np.cumsum(sizes)[:-1])
-        except tf.errors.OpError as error:
+            values = [Unpickler(io.BytesIO(part.tobytes())).load() for part in parts]
+        except tf.errors.OpError:
             self.lost = self.lost or self.silent()
-            raise UserError(self.loss()) from error
-        return [Unpickler(io.BytesIO(part.tobytes())).load() for part in parts]
+            gathered.set_exception(UserError(self.loss()))
+        except UserError as error:
+            gathered.set_exception(error)
+        else:
+            gathered.set_result(values)
 
     def collect(self, values: np.ndarray) -> np.ndarray:
         """The values of all workers, one after the other; of a worker's GPUs the first speaks."""

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -124,6 +125,21 @@ def test_a_worker_that_is_killed_ends_the_other(folder):
     assert re.match(r"error: worker 1 \(127\.0\.0\.1:\d+\) ended", done.err[-1])
     assert not [line for line in done.err if CHATTER.search(line)]
     assert not [*(folder / "worker0").glob(".*")]
+
+
+def test_ctrl_c_while_a_worker_waits_for_another_is_one_line(folder, listening):
+    first, second = start_workers("gradcam_vgg", f"{WORDS} overlay,table", cwd=folder)
+    second.stdout.readline()
+    second.send_signal(signal.SIGSTOP)
+    while line := first.stderr.readline():
+        if line.startswith("photographs: "):
+            break
+    time.sleep(1)
+    first.send_signal(signal.SIGINT)
+    done = end(first, folder)
+    second.kill()
+    second.communicate()
+    assert (done.code, done.err[-1]) == (130, "stopped")
 
 
 def test_workers_that_see_different_folders_end(folder, tmp_path):
