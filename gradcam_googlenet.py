@@ -52,6 +52,7 @@ SIZE = ""             # of a saved network of open input size: height,width, suc
 MASK = ""             # of a segmentation network: a picture, white where it is asked about
 PREPROCESS = "auto"   # auto; caffe, tf or torch, as Keras calls them; unit: 0 to 1; none: 0 to 255
 FIT = "squeeze"       # squeeze, crop or pad: how a photograph becomes the network's rectangle
+PAD = 0               # of --fit pad: the grey of its borders, 0 (black, as Keras pads) to 255
 RESIZE = "area"       # area; bilinear and nearest as Keras's loaders do
 AS_STORED = False     # True: photographs are not turned upright by their EXIF orientation
 PLACE = "field"       # field: maps are placed where the network looks; stretch: over everything

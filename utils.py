@@ -151,14 +151,14 @@ def fit_box(size: Sequence[int], target: Sequence[int], fit: str) -> tuple[np.nd
 
 
 def fit_image(
-    image: np.ndarray, size: Sequence[int], fit: str = "squeeze", interpolation: str = "area"
+    image: np.ndarray, size: Sequence[int], fit: str, interpolation: str, pad: int
 ) -> np.ndarray:
     """An image as a rectangle of size (H, W), see `fit_box`: float32 (H, W, 3)."""
     (y, x), (rows, columns) = fit_box(image.shape[:2], size, fit)
     if fit == "crop":
         image = image[y : y + rows, x : x + columns]
     if fit == "pad":
-        image = np.pad(image, [(-y, -y), (-x, -x), (0, 0)])  # black, as Keras pads
+        image = np.pad(image, [(-y, -y), (-x, -x), (0, 0)], constant_values=pad)
     height, width = size
     if interpolation == "area":
         return np.float32(resize(image, width, height))
@@ -173,22 +173,24 @@ def preprocess_input(
     channels: int = 3,
     fit: str = "squeeze",
     interpolation: str = "area",
+    pad: int = 0,
 ) -> np.ndarray:
     """The input of a network, float32 (1, H, W, channels), of an image, uint8 (h, w, 3), RGB.
 
     size: (H, W). mode: caffe (BGR less the ImageNet mean), tf (-1 to 1), torch (ImageNet mean and
     deviation), as Keras calls them; unit (0 to 1), none (0 to 255). channels: 3, or 1 for grey.
-    fit: see `fit_box`. interpolation: area; bilinear, nearest: as Keras. ValueError: any other."""
+    fit, pad (borders' grey, 0 to 255): see `fit_box`. interpolation: area; bilinear, nearest."""
     image = check_image(image)
     check_size(size)
     check_choice("mode", mode, PREPROCESS_MODES)
     check_choice("fit", fit, FITS)
     check_choice("interpolation", interpolation, ("area", *INTERPOLATIONS))
     check_choice("channels", channels, (1, 3))
+    check_choice("pad", pad, range(256))
     if channels == 1:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         image = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
-    x = fit_image(image, size, fit, interpolation)[None]
+    x = fit_image(image, size, fit, interpolation, pad)[None]
     if mode == "unit":
         x = x / 255
     if mode in ("caffe", "tf", "torch"):

@@ -157,6 +157,7 @@ ARGUMENT_TYPES = {
     "SIZE": size_type,
     "PREPROCESS": choice("auto", *PREPROCESS_MODES),
     "FIT": choice(*FITS),
+    "PAD": int_range(0, 255),
     "RESIZE": choice("area", *INTERPOLATIONS),
     "PLACE": choice("field", "stretch"),
     "THRESHOLD": int_range(1, 99),

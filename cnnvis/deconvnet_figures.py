@@ -72,8 +72,7 @@ class DeconvNetExplanation(Explanation):
         activations: np.ndarray | None = None,
     ) -> list[KernelProjections]:
         """The KernelProjections of each kernel; with its feature map if given, (h, w, K)."""
-        options, size = self.options, self.x.shape[1:3]
-        image = fit_image(self.photo.image, size, options.fit, options.resize)
+        image = fit_image(self.photo.image, self.x.shape[1:3], **self.network.fitting)
         found = []
         for kernel in kernels:
             activation = None if activations is None else activations[..., kernel]

@@ -64,8 +64,7 @@ class Network:
     selection: Selection  # of classes
     kind: str  # how logits become probabilities, see logits.probabilities; or `segmentation`
     preprocess: str
-    fit: str
-    interpolation: str
+    fitting: dict  # fit, interpolation and pad, see utils.preprocess_input
     geometries: dict = field(repr=False, default_factory=dict)  # {operation: Geometry or None}
     heading: str = ""  # in headings, where it differs from the label
     row_of: Callable | None = None
@@ -83,8 +82,7 @@ class Network:
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The network's input of an image, float32 (1, H, W, channels)."""
         _, *size, channels = self.model.inputs[0].shape
-        how = (self.preprocess, channels, self.fit, self.interpolation)
-        return preprocess_input(image, tuple(size), *how)
+        return preprocess_input(image, tuple(size), self.preprocess, channels, **self.fitting)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """float32 (N, n_classes) of inputs (N, H, W, channels)."""
@@ -310,8 +308,7 @@ def select_parts(
         selection=selection,
         kind="segmentation" if pixels else kind,
         preprocess=choose_preprocessing(options, spec, model),
-        fit=options.fit,
-        interpolation=options.resize,
+        fitting={"fit": options.fit, "interpolation": options.resize, "pad": options.pad},
         geometries=geometries,
         pixel_network=pixels,
     )

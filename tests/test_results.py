@@ -64,7 +64,7 @@ def result_of(options, *paths, figure="overlay", stem="photo", network="vgg16"):
 
 
 SETTINGS = {**WORDS, "layers": ["conv1"], "classes": ["1"], "kernels": Selection((0,)), "seed": 1}
-SETTINGS |= {"scale": 2, "weights": saved_models.Weights("random"), "arrays": True}
+SETTINGS |= {"pad": 9, "scale": 2, "weights": saved_models.Weights("random"), "arrays": True}
 del SETTINGS["format"]
 
 

@@ -273,9 +273,11 @@ def test_an_image_is_averaged_along_the_axis_that_shrinks():
     np.testing.assert_array_equal(utils.resize(PHOTO, 75, 80), grown)
 
 
-def test_padding_is_black_as_keras_pads():
-    x = utils.preprocess_input(np.full((10, 30, 3), 200, np.uint8), (30, 30), "none", fit="pad")
-    assert (x[0, 10:20] == 200).all() and not x[0, :10].any() and not x[0, 20:].any()
+@pytest.mark.parametrize("value", [0, 128])
+def test_padding_is_black_as_keras_pads_or_of_another_grey(value):
+    image = np.full((10, 30, 3), 200, np.uint8)
+    x = utils.preprocess_input(image, (30, 30), "none", fit="pad", pad=value)
+    assert (x[0, 10:20] == 200).all() and (x[0, :10] == value).all() and (x[0, 20:] == value).all()
 
 
 def test_what_is_no_image_or_map_is_a_value_error():
