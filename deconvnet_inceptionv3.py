@@ -28,7 +28,7 @@ from cnnvis.geometry import true_span
 from cnnvis.networks import ModelSpec, open_smallest, print_layers
 from cnnvis.photos import find_photos
 from cnnvis.runtime import default_keras_settings, keras, run, tf
-from utils import IMAGE_FOLDER
+from utils import IMAGE_FOLDER, check_choice
 
 # fmt: off
 IMAGES = ["Image/cat_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
@@ -93,16 +93,11 @@ def deconvnet(
     Returns float32 (len(kernels), H, W, channels). ValueError: unknown layer, kernel, mode or rule,
     no kernels, x of another shape, a layer not between photograph and logits, channels_first."""
     graph.check_input(model, x)
-    if mode not in ("max", "all"):
-        raise ValueError(f"Expected mode max or all. Received: {mode!r}")
-    if rule not in RELU_RULES:
-        raise ValueError(f"Expected a rule of {', '.join(RELU_RULES)}. Received: {rule!r}")
+    check_choice("mode", mode, ("max", "all"))
+    check_choice("rule", rule, RELU_RULES)
     forward = ForwardPass(model, x, layer)
     activations = forward.values[forward.top]
-    known = range(activations.shape[-1])
-    unknown = [kernel for kernel in kernels if kernel not in known]
-    if unknown or not len(kernels):
-        raise ValueError(f"{layer} has kernels 0 to {known[-1]}. Received: {unknown or 'none'}")
+    graph.check_kernels(layer, kernels, activations.shape[-1])
     projections = []
     for first in range(0, len(kernels), BATCH):
         signals = initial_signals(activations, kernels[first : first + BATCH], mode, rule)
@@ -236,8 +231,7 @@ def filter_window(layer: "keras.Layer", signal: "tf.Tensor", channels: int) -> "
     """«Filtering» of what comes from a strongest position, (H, W, K): zero outside a window."""
     nonzero = tf.reduce_any(signal != 0, axis=-1).numpy()
     reach = max(layer.kernel_size) // 2
-    rows = true_span(nonzero.any(axis=1), reach)
-    columns = true_span(nonzero.any(axis=0), reach)
+    rows, columns = (true_span(nonzero.any(axis=axis), reach) for axis in (1, 0))
     window = signal[None, rows, columns]
     shape = (*window.shape[:3], channels)
     filtered = tf.nn.conv2d_transpose(window, layer.kernel, shape, strides=1, padding="SAME")

@@ -35,7 +35,7 @@ from cnnvis.logits import logits_view
 from cnnvis.networks import ModelSpec, open_network_for, print_layers
 from cnnvis.photos import find_photos
 from cnnvis.runtime import default_keras_settings, keras, run, tf
-from utils import IMAGE_FOLDER, UserError
+from utils import IMAGE_FOLDER, UserError, check_choice
 
 # fmt: off
 IMAGES = ["Image/hopper_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
@@ -108,9 +108,7 @@ def grad_cam(
     ReLU: positive values are evidence for the class, negative ones against it. logits: float32
     (n_classes,). ValueError: unknown method, layer or class, or none; x of another shape; a softmax
     at the end of the network."""
-    if method not in CAM_WEIGHTS or not len(layers):
-        expected = f"Expected a method of {', '.join(CAM_WEIGHTS)}, and layers"
-        raise ValueError(f"{expected}. Received: {method!r}, {layers}")
+    check_choice("method", method, CAM_WEIGHTS)
     graph.check_input(model, x)
     graph.check_classes(model, classes, top)
     flat = logits_view(model)

@@ -30,6 +30,7 @@ from cnnvis.networks import ModelSpec, open_network_for, print_layers
 from cnnvis.photos import find_photos
 from cnnvis.runtime import default_keras_settings, keras, run, tf
 from cnnvis.vgg import KNOWN_CLASSES, bundled_vgg16, vgg_models
+from utils import check_choice
 
 # fmt: off
 IMAGES = ["Image/cat_coffee.jpg"]  # photographs, folders, patterns; here relative to this script
@@ -103,9 +104,7 @@ def grad_cam(
     ReLU: positive values are evidence for the class, negative ones against it. logits: float32
     (n_classes,). ValueError: unknown method, layer or class, or none; x of another shape; a softmax
     at the end of the network."""
-    if method not in CAM_WEIGHTS or not len(layers):
-        expected = f"Expected a method of {', '.join(CAM_WEIGHTS)}, and layers"
-        raise ValueError(f"{expected}. Received: {method!r}, {layers}")
+    check_choice("method", method, CAM_WEIGHTS)
     graph.check_input(model, x)
     graph.check_classes(model, classes, top)
     flat = logits_view(model)

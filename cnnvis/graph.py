@@ -273,11 +273,9 @@ def layers_and_activations(model: keras.Model) -> Iterator[Any]:
 
 
 def in_order(flat: keras.Model, layers: Sequence[str]) -> list[str]:
-    """Names of layers in the network's own order, each once. ValueError for unknown ones."""
-    if isinstance(layers, str):
-        raise ValueError(
-            f"Expected a list of layer names, such as [{layers!r}]. Received: {layers!r}"
-        )
+    """Names of layers in the network's own order, each once. ValueError: unknown ones, or none."""
+    if isinstance(layers, str) or not len(layers):
+        raise ValueError(f"Expected a list of layer names. Received: {layers!r}")
     operations = list(flat.operations)
     positions = {name: operations.index(get_operation(flat, name)) for name in layers}
     return sorted(positions, key=positions.get)
@@ -313,6 +311,13 @@ def check_classes(model: keras.Model, classes: Sequence[int], top: int = 0) -> N
     unknown = [index for index in classes if index not in range(count)]
     if unknown or len(classes) + top < 1:
         raise ValueError(f"{expected}. Received: {unknown or 'none'}")
+
+
+def check_kernels(layer: str, kernels: Sequence[int], count: int) -> None:
+    """ValueError unless kernels are numbers of some of the `count` kernels of a layer."""
+    unknown = [kernel for kernel in kernels if kernel not in range(count)]
+    if unknown or not len(kernels):
+        raise ValueError(f"{layer} has kernels 0 to {count - 1}. Received: {unknown or 'none'}")
 
 
 def check_gradient(gradient: Any, name: str) -> None:
