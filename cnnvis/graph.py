@@ -189,7 +189,8 @@ def named_layers(model: keras.Model, units: bool = False) -> dict[str, keras.Ope
 
 
 def is_trained(operation: keras.Operation) -> bool:
-    """Whether an operation is a convolution or dense layer, or has weights that such have."""
+    """Whether an operation is a convolution, a dense layer, or another with trained weights but a
+    normalization."""
     kind = type(unwrap(operation)).__name__
     is_normalization = re.fullmatch(r"(?!Spectral)\w*Normalization", kind)
     is_filter = bool(re.search("Conv|Dense", kind))

@@ -73,6 +73,7 @@ MESSAGES = {  # «type: message» of Keras, HDF5, NumPy and TensorFlow, in other
         "a part of it is in another file, which is not read: save the network as a whole"
     ),
     "No cast function available": "its numbers are bfloat16: save the network as .keras",
+    "File format not supported": "it is no file of weights that Keras writes (.weights.h5, .h5)",
     "truncated file": "it is truncated: copy or download it again",
     "^RecursionError": "its config is nested too deeply",
     "^DataLossError": "it is not a checkpoint, or is incomplete",

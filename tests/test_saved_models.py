@@ -383,6 +383,8 @@ def test_errors_are_known_by_type_and_message_not_by_a_path():
     full = OSError(errno.ENOSPC, "No space left on device", f"{folder}/a.h5")
     assert saved_models.explain_error(full, folder) == "No space left on device"
     assert saved_models.explain_error(RuntimeError("odd: None")) == "odd: None"
+    foreign = ValueError("File format not supported: filepath=a.npz. Keras 3 only supports V3")
+    assert saved_models.explain_error(foreign).startswith("it is no file of weights")
     for named in (folder, "/Weight count mismatch/a", "a"):
         assert (
             saved_models.explain_error(ValueError(f"an odd one: {named}"), named)
